@@ -1,0 +1,305 @@
+"""The configuration of a run: one model a section, unknown keys are errors."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iris_ray.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is `<folder>/<name>`."""
+    folder: Path = Path("runs")
+    """Where run folders are kept. On a cluster of several nodes: storage that all nodes see."""
+    seed: int = 0
+    """Seeds the data order, the made models, the sampling and the evaluation split."""
+    ray_address: str | None = None
+    """Ray cluster to join, for instance `auto`. Empty: RAY_ADDRESS if set, else a local cluster."""
+    start_timeout_s: float = Field(600, gt=0)
+    """How long the actors may take to start, in seconds."""
+    wait_timeout_s: float = Field(900, gt=0)
+    """How long the learner waits for a batch, or a generator for work on its weights, in seconds."""
+
+
+class ScratchModel(Section):
+    """A small Qwen2-shaped model and tokenizer made on the spot, warmed by SFT on the annotated data."""
+
+    vocab_size: int = Field(512, ge=300)
+    """Entries of the byte-level BPE tokenizer trained on the data."""
+    hidden_size: int = Field(128, ge=16)
+    intermediate_size: int = Field(384, ge=16)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    warmup_steps: int = Field(400, ge=0)
+    """Most SFT steps before self-play starts."""
+    warmup_batch_size: int = Field(64, ge=1)
+    warmup_learning_rate: float = Field(2e-3, gt=0)
+    stop_at_exact_match: float | None = Field(None, gt=0, le=1)
+    """End the warm-up once greedy answers to held-out prompts reach this share, so that room is left."""
+
+
+class Model(Section):
+    path: str | None = None
+    """Model folder or hub name in Hugging Face format."""
+    scratch: ScratchModel | None = None
+    """Make a small model on the spot instead of loading one."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of the learner's forward pass and of the generators."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off unless you trust its author."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Model":
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("set exactly one of model.path (a model to load) and model.scratch (make one)")
+        return self
+
+
+class SortDigits(Section):
+    """A made task with checkable answers: the prompt is a row of digits, the response the same, sorted."""
+
+    examples: int = Field(4096, ge=1)
+    """Annotated pairs to train on, without repetition."""
+    min_digits: int = Field(3, ge=1, le=20)
+    max_digits: int = Field(8, ge=1, le=20)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SortDigits":
+        if self.max_digits < self.min_digits:
+            raise ValueError(f"max_digits ({self.max_digits}) must be at least min_digits ({self.min_digits})")
+        return self
+
+
+class Data(Section):
+    path: str | None = None
+    """A JSONL, JSON, CSV or Parquet file, a folder saved by `datasets`, or the name of a hub data set."""
+    split: str = "train"
+    """Split to read where the source has several."""
+    sort_digits: SortDigits | None = None
+    """Make the digit-sorting task instead of reading data."""
+    prompt_column: str = "prompt"
+    response_column: str = "response"
+    messages_column: str = "messages"
+    """Column of chat messages; used where present. The last assistant turn is the annotated response."""
+    chat_template: bool = True
+    """Put prompts into the model's chat template. `false` feeds them as they are."""
+    limit: int | None = Field(None, ge=1)
+    """Read at most this many rows."""
+    holdout: int = Field(256, ge=0)
+    """Rows set aside for evaluation, drawn by seed. Never trained on."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    max_response_tokens: int = Field(1024, ge=2)
+    """Longest response in tokens, end token included: annotated rows above it are dropped and counted,
+    written responses stop there and are marked `length`."""
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of rows that may be malformed, empty or over-long before the run is refused."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if (self.path is None) == (self.sort_digits is None):
+            raise ValueError("set exactly one of data.path (data to read) and data.sort_digits (make a task)")
+        return self
+
+
+class Objective(Section):
+    name: str = "iris"
+    options: dict[str, float | int | str | bool] = {}
+    """Options of the objective, for instance `lam`."""
+
+
+class Alpha(Section):
+    schedule: Literal["fixed", "gap_feedback"] = "gap_feedback"
+    """`fixed` keeps `value`; `gap_feedback` sets α = clip(1 + c·D̂, minimum, maximum) per opponent."""
+    value: float = 1.0
+    """The order α of schedule `fixed`."""
+    c: float = Field(0.5, ge=0)
+    """Gain of the gap feedback."""
+    minimum: float = 0.5
+    maximum: float = 3.0
+    gap: Literal["margin", "variational"] = "margin"
+    """Estimator of the gap D̂, in nats per response token."""
+    initial_gap: float = Field(0.0, ge=0)
+    """D̂ before the first opponent was trained against."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Alpha":
+        if self.maximum < self.minimum:
+            raise ValueError(f"alpha.maximum ({self.maximum}) must be at least alpha.minimum ({self.minimum})")
+        return self
+
+
+class Schedule(Section):
+    iterations: int = Field(5, ge=1)
+    """Opponents to play against, one after the other."""
+    epochs: int = Field(2, ge=1)
+    """Passes over the pairs of one opponent."""
+    prompts_per_iteration: int | None = Field(None, ge=1)
+    """Prompts drawn anew for each opponent. Empty: all."""
+    refresh: Literal["iteration"] = "iteration"
+    """When the opponent is replaced: `iteration` freezes it until all its pairs are trained on."""
+
+
+class Generation(Section):
+    count: int = Field(1, ge=1)
+    """Generator actors, each with one vLLM engine."""
+    num_cpus: float = Field(1, ge=0)
+    """Cores per generator. Below 1 several generators share a core."""
+    num_gpus: float = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    concurrency: int = Field(64, ge=1)
+    """Responses that one engine writes at the same time."""
+    max_ahead: int = Field(2048, ge=1)
+    """Pairs that may wait for the learner: a slow learner slows the generators."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache of an engine on CPU, in GiB."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    enforce_eager: bool = False
+    """Skip vLLM's compilation: starts sooner, writes slower."""
+
+
+class Learner(Section):
+    workers: int = Field(1, ge=1)
+    """Ranks of the learner (Ray Train workers)."""
+    num_cpus: float = Field(1, gt=0)
+    """Cores per rank."""
+    num_gpus: float = Field(0, ge=0, le=1)
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    batch_size: int = Field(64, ge=1)
+    """Pairs per optimiser step, over all ranks. The objective is normalised over all of them."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Pairs per forward pass of one rank. Bounds memory; changes nothing else."""
+    learning_rate: float = Field(5e-7, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate within an iteration, after warm-up."""
+    lr_warmup_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    reference: Literal["learner"] = "learner"
+    """Where log p of the opponent comes from: `learner` keeps a frozen copy on each rank."""
+
+
+class Sync(Section):
+    bucket_mib: int = Field(256, ge=1)
+    """Weights travel in buckets of about this size."""
+    probe_sequences: int = Field(4, ge=1)
+    """Annotated pairs whose log-probs learner and generator must agree on after every update."""
+    parity_tolerance: float | None = Field(None, gt=0)
+    """Largest difference allowed, in nats per token. Empty: by dtype."""
+    timeout_s: float = Field(300, gt=0)
+    """How long one weight update may take, in seconds."""
+
+
+class Evaluation(Section):
+    prompts: int = Field(256, ge=0)
+    """Held-out prompts answered greedily per opponent. 0 switches the evaluation off."""
+    answer_pattern: str | None = None
+    """Regular expression with one group: compare what it finds last, not the whole response."""
+
+
+class RunConfig(Section):
+    """All settings of a run.
+
+    Raises `ConfigError` from `from_yaml` and `from_dict`; each line names a field, its value and the fix.
+    """
+
+    run: Run = Run()
+    model: Model
+    data: Data
+    objective: Objective = Objective()
+    alpha: Alpha = Alpha()
+    schedule: Schedule = Schedule()
+    generation: Generation = Generation()
+    learner: Learner = Learner()
+    sync: Sync = Sync()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / self.run.name
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens: prompt, response and end token."""
+        return self.data.max_prompt_tokens + self.data.max_response_tokens
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: list[str] | None = None) -> "RunConfig":
+        """Read a recipe; `overrides` are `section.key=value` with YAML values."""
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"recipe {path} does not exist. Recipes of this project lie in recipes/.")
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"recipe {path} must hold sections such as 'run:' and 'model:'.")
+        for override in overrides or []:
+            _apply(values, override)
+        return cls.from_dict(values, origin=str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], origin: str = "configuration") -> "RunConfig":
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [_explain(dict(item)) for item in error.errors()]
+            raise ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) < 2:
+        raise ConfigError(f"--set {override}: write it as section.key=value, for instance run.name=second.")
+    for part in parts[:-1]:
+        inner = values.setdefault(part, {})
+        if inner is None:
+            inner = values[part] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, not a section.")
+        values = inner
+    try:
+        values[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML.") from error
+
+
+def _explain(item: dict[str, Any]) -> str:
+    """One line for one pydantic error: field, value, fix."""
+    location = [str(part) for part in item["loc"]]
+    field = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}."
+        return f"{field}: there is no such setting. {hint}"
+    if item["type"] == "missing":
+        return f"{field}: is missing; please set it."
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{field}: {message}" if field else message
+    return f"{field}: {item['input']!r} does not fit: {message[0].lower()}{message[1:]}."
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)

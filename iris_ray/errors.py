@@ -1,0 +1,33 @@
+"""Errors that a user can mend; the CLI prints their message without a traceback."""
+
+
+class IrisRayError(Exception):
+    """Base of the errors below: the message names the field, the value and the fix."""
+
+
+class ConfigError(IrisRayError):
+    """A setting that does not exist or does not fit."""
+
+
+class DataError(IrisRayError):
+    """Annotated data that cannot be read or used."""
+
+
+class ModelError(IrisRayError):
+    """A model folder or tokenizer that cannot be used."""
+
+
+class RunFolderError(IrisRayError):
+    """A run folder that cannot take this run."""
+
+
+class ResourceError(IrisRayError):
+    """The cluster cannot hold the actors that were asked for, or lost one."""
+
+
+class ParityError(IrisRayError):
+    """A generator's log-probs differ from the learner's after a weight update."""
+
+
+class RunStopped(IrisRayError):
+    """The run was stopped on request before its end."""
