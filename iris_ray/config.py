@@ -19,7 +19,7 @@ class Run(Section):
     """Name of the run; its folder is `<folder>/<name>`."""
     folder: Path = Path("runs")
     """Where run folders are kept. On a cluster of several nodes: storage that all nodes see."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seeds the data order, the made models, the sampling and the evaluation split."""
     ray_address: str | None = None
     """Ray cluster to join, for instance `auto`. Empty: RAY_ADDRESS if set, else a local cluster."""
@@ -75,7 +75,9 @@ class SortDigits(Section):
     @model_validator(mode="after")
     def _ordered(self) -> "SortDigits":
         if self.max_digits < self.min_digits:
-            raise ValueError(f"max_digits ({self.max_digits}) must be at least min_digits ({self.min_digits})")
+            raise ValueError(
+                f"max_digits ({self.max_digits}) must be at least min_digits ({self.min_digits})"
+            )
         return self
 
 
@@ -133,7 +135,9 @@ class Alpha(Section):
     @model_validator(mode="after")
     def _ordered(self) -> "Alpha":
         if self.maximum < self.minimum:
-            raise ValueError(f"alpha.maximum ({self.maximum}) must be at least alpha.minimum ({self.minimum})")
+            raise ValueError(
+                f"alpha.maximum ({self.maximum}) must be at least alpha.minimum ({self.minimum})"
+            )
         return self
 
 
@@ -224,6 +228,16 @@ class RunConfig(Section):
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
 
+    @model_validator(mode="after")
+    def _fits(self) -> "RunConfig":
+        ahead, batch = self.generation.max_ahead, self.learner.batch_size
+        if ahead < batch:
+            raise ValueError(
+                f"generation.max_ahead ({ahead}) must be at least learner.batch_size ({batch}), "
+                "or the first batch is never complete"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         return self.run.folder / self.run.name
@@ -301,5 +315,7 @@ def _fields_at(location: list[str]) -> list[str]:
     for part in location:
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        model = next(
+            option for option in options if isinstance(option, type) and issubclass(option, BaseModel)
+        )
     return list(model.model_fields)

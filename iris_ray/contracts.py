@@ -1,6 +1,6 @@
 """What travels between the parts. Plain data: no torch, no Ray."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
@@ -35,3 +35,37 @@ class SelfPlayPair:
     @property
     def num_tokens(self) -> int:
         return 2 * len(self.prompt_tokens) + len(self.real_tokens) + len(self.synthetic_tokens)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step over the batch of all ranks.
+
+    Rewards are sequence log-ratios in nats, `ess_*` effective sample sizes in sequences. `grad_norm` is
+    before clipping, `None` where DeepSpeed does not tell it (ZeRO 0 in float32).
+    """
+
+    loss: float
+    reward_real: float
+    reward_synthetic: float
+    ess_real: float
+    ess_synthetic: float
+    grad_norm: float | None
+    learning_rate: float
+    pairs: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """A finished weight update of a generator.
+
+    `seconds` in all, `paused_seconds` in which generation stood still, and the proof: the largest
+    difference between its log-probs and the learner's, in nats per token.
+    """
+
+    generator: str
+    version: int
+    seconds: float
+    paused_seconds: float
+    parity_max_abs_diff: float

@@ -1,0 +1,88 @@
+"""Leads the game: opens rounds, has opponents evaluated and archived, keeps the records."""
+
+import asyncio
+from typing import Any
+
+import ray
+from transformers import AutoTokenizer
+
+from actors import names
+from iris_ray.alpha import RoundEnd
+from iris_ray.config import RunConfig
+from iris_ray.contracts import StepReport, Update
+from iris_ray.data.prepare import load_split
+from iris_ray.evaluation import exact_match
+from iris_ray.game import Game, Round
+from iris_ray.records import Records
+from iris_ray.run_folder import RunFolder
+from iris_ray.samples import write_samples
+
+
+@ray.remote(num_cpus=0)
+class Controller:
+    """The learner asks it for one round after the other.
+
+    Evaluation and archive of a round run beside its training and are over before it is closed.
+    """
+
+    def __init__(self, config: RunConfig, model_path: str):
+        self.config = config
+        self.game = Game(config)
+        self.folder = RunFolder(config.folder)
+        self.records = Records(self.folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            model_path, trust_remote_code=config.model.trust_remote_code
+        )
+        holdout = load_split(self.folder.data, "holdout")
+        self.holdout = holdout.select(range(min(config.evaluation.prompts, len(holdout))))
+        self.beside_training: asyncio.Future[Any] | None = None
+
+    async def next_round(self, version: int, end: RoundEnd | None) -> tuple[Round, int] | None:
+        """The round against the published opponent `version` and its number of steps; `None` at the end.
+
+        `end` tells how the previous round ended, `None` before the first.
+        """
+        buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
+        if end is not None:
+            assert self.beside_training is not None
+            self.records.round_closed(end)
+            await self.beside_training
+            await buffer.close_round.remote()
+        round_ = self.game.next_round(version, end)
+        if round_ is None:
+            await self._evaluate(version)
+            await buffer.close.remote()
+            return None
+        steps = await buffer.open_round.remote(round_)
+        self.records.round_opened(round_, steps)
+        self.beside_training = asyncio.gather(self._evaluate(version), self._archive(round_))
+        return round_, steps
+
+    async def _evaluate(self, version: int) -> None:
+        """Answer the held-out prompts with weights `version` and score the answers."""
+        score = None
+        if len(self.holdout):
+            pool = names.find(self.config.run.name, names.GENERATOR_POOL)
+            tokens = await pool.answer.remote(list(self.holdout["prompt_tokens"]), version)
+            answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            score = exact_match(answers, self.holdout["response_text"], self.config.evaluation.answer_pattern)
+        self.records.evaluated(version, score)
+
+    async def _archive(self, round_: Round) -> None:
+        """Write the round's pairs to Parquet once all are written."""
+        buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
+        chunks = list(dict.fromkeys(pair.chunk for pair in await buffer.all_written.remote()))
+        path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"
+        await asyncio.to_thread(write_samples, path, map(ray.get, chunks), self.tokenizer)
+
+    def record_step(self, report: StepReport) -> None:
+        self.records.stepped(report)
+
+    def record_update(self, update: Update) -> None:
+        self.records.updated(update)
+
+    def status(self) -> dict:
+        return self.records.status()
+
+    def summary(self) -> dict:
+        return self.records.summary()

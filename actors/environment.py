@@ -1,0 +1,32 @@
+"""Environment variables of the processes that compute."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+from iris_ray.config import Generation, Learner
+
+# Builds at run time (DeepSpeed's ops) look for ninja beside the interpreter.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def generator_environment(generation: Generation) -> dict[str, str]:
+    return {
+        "PATH": PATH,
+        "OMP_NUM_THREADS": str(max(1, math.floor(generation.num_cpus))),
+        "VLLM_CPU_KVCACHE_SPACE": f"{generation.kv_cache_gib:g}",
+        # Ray places the actors; an engine that binds itself would pick the same cores as its neighbour.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def learner_environment(learner: Learner) -> dict[str, str]:
+    environment = {
+        "PATH": PATH,
+        "OMP_NUM_THREADS": str(max(1, math.floor(learner.num_cpus))),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return environment if learner.num_gpus else environment | {"DS_ACCELERATOR": "cpu"}

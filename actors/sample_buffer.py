@@ -1,0 +1,147 @@
+"""Between generators and learner: leases out, written pairs in, batches out."""
+
+import asyncio
+from dataclasses import asdict, dataclass
+
+import ray
+
+from iris_ray.config import RunConfig
+from iris_ray.contracts import Demonstration, SelfPlayPair
+from iris_ray.data.prepare import demonstration, load_split
+from iris_ray.game import Round
+from iris_ray.ledger import LedgerCounts
+from iris_ray.round_buffer import RoundBuffer, StoredPair, draw_prompts, sampling_seed
+from iris_ray.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt to answer; `seed` makes the answer independent of who writes it."""
+
+    position: int
+    demonstration: Demonstration
+    seed: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Prompts of a round that a generator has promised to answer with weights `version`."""
+
+    iteration: int
+    version: int
+    tasks: list[Task]
+
+
+@ray.remote(num_cpus=0)
+class SampleBuffer:
+    """Holds object references and the ledger, never the pairs themselves."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.train = load_split(RunFolder(config.folder).data, "train")
+        self.current: RoundBuffer | None = None
+        self.books = LedgerCounts()
+        self.closed = False
+        self.changed = asyncio.Condition()
+
+    async def open_round(self, round_: Round) -> int:
+        """Start a round; returns its number of optimiser steps."""
+        seed = self.config.run.seed
+        limit = self.config.schedule.prompts_per_iteration
+        async with self.changed:
+            self.current = RoundBuffer(
+                round_,
+                draw_prompts(len(self.train), limit, seed, round_.iteration),
+                epochs=self.config.schedule.epochs,
+                batch_size=self.config.learner.batch_size,
+                max_ahead=self.config.generation.max_ahead,
+                seed=seed,
+            )
+            self.changed.notify_all()
+            return self.current.steps
+
+    async def lease(self, generator: str, count: int) -> Lease | None:
+        """Up to `count` prompts for `generator`; waits for work, `None` when the game is over."""
+        positions: list[int] = []
+        async with self.changed:
+            while not self.closed:
+                if self.current and (positions := self.current.lease(generator, count)):
+                    return self._lease(self.current, positions)
+                await self.changed.wait()
+        return None
+
+    def _lease(self, buffer: RoundBuffer, positions: list[int]) -> Lease:
+        iteration, seed = buffer.round.iteration, self.config.run.seed
+        prompt_ids = buffer.prompt_ids[positions]
+        rows = map(demonstration, self.train.select(prompt_ids))
+        tasks = [
+            Task(position, row, sampling_seed(seed, iteration, row.prompt_id))
+            for position, row in zip(positions, rows, strict=True)
+        ]
+        return Lease(iteration, buffer.round.version, tasks)
+
+    async def add(
+        self, generator: str, iteration: int, positions: list[int], pairs: list[SelfPlayPair]
+    ) -> None:
+        """Take in written pairs. Put from here, they outlive the generator that wrote them."""
+        chunk = ray.put(pairs)
+        async with self.changed:
+            if self.current is None or self.current.round.iteration != iteration:
+                return
+            for index, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
+                self.current.add(generator, position, StoredPair(chunk, index, pair.num_tokens))
+            self.changed.notify_all()
+
+    async def share(self, step: int, rank: int, ranks: int) -> list[StoredPair]:
+        """What `rank` trains on in `step`; waits until the whole batch is written."""
+        async with self.changed:
+            buffer = self._round()
+            await self.changed.wait_for(lambda: buffer.is_ready(step))
+            return buffer.share(step, rank, ranks)
+
+    async def commit(self, step: int) -> None:
+        """An optimiser step trained on its batch: enter it in the ledger, let generators go on."""
+        async with self.changed:
+            self._round().commit(step)
+            self.changed.notify_all()
+
+    async def all_written(self) -> list[StoredPair]:
+        """Wait until every pair of the round is written and return where they lie."""
+        async with self.changed:
+            buffer = self._round()
+            await self.changed.wait_for(lambda: buffer.ledger.written == buffer.ledger.size)
+            return buffer.stored()
+
+    async def close_round(self) -> LedgerCounts:
+        """End the round and let go of its pairs; returns the books of the run so far."""
+        async with self.changed:
+            self.books += self._round().ledger.counts()
+            self.current = None
+        return self.books
+
+    async def close(self) -> None:
+        """End the game: waiting generators are told to stop."""
+        async with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    async def probe(self) -> list[list[int]]:
+        """Token sequences whose log-probs learner and generators must agree on."""
+        count = min(self.config.sync.probe_sequences, len(self.train))
+        rows = map(demonstration, self.train.select(range(count)))
+        # vLLM scores a sequence only if one more token would fit behind it.
+        return [(row.prompt_tokens + row.response_tokens)[: self.config.max_length - 1] for row in rows]
+
+    async def status(self) -> dict:
+        ledger = self.current.ledger if self.current else None
+        return {
+            "pairs": ledger.size if ledger else 0,
+            "written": ledger.written if ledger else 0,
+            "leased": ledger.leased if ledger else 0,
+            "ledger": asdict(self.books),
+        }
+
+    def _round(self) -> RoundBuffer:
+        if self.current is None:
+            raise RuntimeError("no round is open")
+        return self.current

@@ -1,0 +1,98 @@
+"""The conductor of a run: builds its actors, watches over them, ends them."""
+
+import time
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors import names
+from actors.controller import Controller
+from actors.failures import user_error
+from actors.generator_pool import GeneratorPool
+from actors.learner import run_learner
+from actors.sample_buffer import SampleBuffer
+from actors.weight_store import WeightStore
+from iris_ray.config import RunConfig
+from iris_ray.errors import ResourceError
+from iris_ray.preparation import Prepared
+from iris_ray.view import View
+
+POLL_S = 0.3
+STATUS_TIMEOUT_S = 120  # while they start, actors answer late
+STOP_TIMEOUT_S = 20
+
+
+class Service:
+    """All actors of one run."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared, model_path: str):
+        self.config = config
+        run = config.run.name
+        self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config)
+        self.store = names.start(WeightStore, run, names.WEIGHT_STORE)
+        self.controller = names.start(Controller, run, names.CONTROLLER, config, model_path)
+        self.pool = names.start(
+            GeneratorPool,
+            run,
+            names.GENERATOR_POOL,
+            config,
+            model_path,
+            prepared.end_token_id,
+            prepared.parameters,
+        )
+        self.learner = run_learner.options(name=f"{run}/{names.LEARNER}").remote(
+            config, model_path, prepared.pad_token_id, prepared.parameters
+        )
+
+    def play(self, view: View) -> None:
+        """Play the whole game; raises the error of whichever part fails first."""
+        begin = time.monotonic()
+        running = [self.pool.run.remote(), self.learner]
+        try:
+            while running:
+                done, running = ray.wait(running, timeout=POLL_S)
+                status = self.status()
+                view.update(status)
+                ray.get(done)
+                if not status["iteration"] and time.monotonic() - begin > self.config.run.start_timeout_s:
+                    raise ResourceError(self._late(status))
+        except ray.exceptions.RayError as error:
+            raise user_error(error) from error
+
+    def _late(self, status: dict[str, Any]) -> str:
+        states = ", ".join(f"{g['name']} is {g['state']}" for g in status["generators"])
+        return (
+            f"the run did not start within run.start_timeout_s={self.config.run.start_timeout_s:g} s "
+            f"({states}). Look at the Ray dashboard for actors that wait for resources, or raise the limit."
+        )
+
+    def status(self) -> dict[str, Any]:
+        """How the run stands: fields of `Records.status`, beside `generators` and `buffer`."""
+        controller, buffer, generators = ray.get(
+            [self.controller.status.remote(), self.buffer.status.remote(), self.pool.status.remote()],
+            timeout=STATUS_TIMEOUT_S,
+        )
+        return controller | {"buffer": buffer, "generators": generators}
+
+    def summary(self) -> dict[str, Any]:
+        """The part of summary.json that only the actors know; empty if they are gone."""
+        try:
+            controller = ray.get(self.controller.summary.remote(), timeout=STOP_TIMEOUT_S)
+            status = self.status()
+        except ray.exceptions.RayError:
+            return {}
+        pairs_per_s = controller.pop("pairs_per_s")
+        rates = [g["generated_tokens"] / g["busy_seconds"] for g in status["generators"] if g["busy_seconds"]]
+        return controller | {
+            "ledger": status["buffer"]["ledger"],
+            "throughput": {"pairs_per_s": pairs_per_s, "generated_tokens_per_s": sum(rates)},
+        }
+
+    def stop(self) -> None:
+        """End every actor of the run, engines included."""
+        handles: list[ActorHandle] = [self.buffer, self.store, self.controller, self.pool]
+        ray.cancel(self.learner, force=True)
+        ray.wait([self.pool.stop.remote()], timeout=STOP_TIMEOUT_S)
+        for handle in handles:
+            ray.kill(handle)

@@ -1,0 +1,110 @@
+"""The command `iris-ray`."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from iris_ray.config import RunConfig
+from iris_ray.errors import IrisRayError
+
+app = typer.Typer(
+    help="Self-play fine-tuning of language models on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+STOPPED_BY_USER = 130
+
+
+@app.callback()
+def callback() -> None:
+    """Keeps `run` a command of its own as long as there is only one."""
+
+
+@app.command(epilog="Example: iris-ray run recipes/demo.yaml --set run.name=second --set generation.count=2")
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print settings and actors, start nothing.")
+    ] = False,
+) -> None:
+    """Play a whole self-play run and print what it did."""
+    config = RunConfig.from_yaml(recipe, overrides)
+    if dry_run:
+        _print_plan(config)
+        return
+    from iris_ray.console_view import ConsoleView
+    from iris_ray.report import results_table
+    from iris_ray.self_play import SelfPlay
+
+    with ConsoleView(console) as view:
+        summary = SelfPlay(config, view).run()
+    console.print()
+    console.print(results_table(summary))
+    _print_next_steps(config)
+
+
+def _print_plan(config: RunConfig) -> None:
+    from iris_ray.preparation import check_names, prepare
+    from iris_ray.resources import GIB, needs
+    from iris_ray.run_folder import RunFolder
+
+    check_names(config)
+    with TemporaryDirectory() as folder:
+        prepared = prepare(config, RunFolder(Path(folder)))
+        console.print(config.to_yaml(), highlight=False)
+        console.print(prepared.data.report.summary(), highlight=False)
+        table = Table(title="Actors and workers", title_justify="left")
+        for column in ("role", "count", "CPUs each", "GPUs each", "memory each"):
+            table.add_column(column, justify="right")
+        for need in needs(config, prepared.parameters):
+            memory = f"{need.memory / GIB:.1f} GiB"
+            table.add_row(need.role, str(need.count), f"{need.cpus:g}", f"{need.gpus:g}", memory)
+        for role in ("controller", "sample buffer", "weight store", "generator pool"):
+            table.add_row(role, "1", "0", "0", "")
+        console.print(table)
+
+
+def _print_next_steps(config: RunConfig) -> None:
+    folder = config.folder
+    console.print(
+        f"Run folder: {folder}\n"
+        f"  final model: {folder}/final   written pairs: {folder}/samples   every step: {folder}/metrics.jsonl\n"
+        "Next:\n"
+        "  another seed        iris-ray run recipes/demo.yaml --set run.name=second --set run.seed=1\n"
+        "  two generators      iris-ray run recipes/demo.yaml --set run.name=two --set generation.count=2\n"
+        "  your own data       iris-ray run recipes/demo.yaml --set run.name=mine --set data.path=FILE \\\n"
+        "                        --set data.sort_digits=null",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Entry point: what the user can mend is told in words, everything else keeps its traceback."""
+    # Warnings of libraries are for their log files; the Ray workers keep theirs.
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app(standalone_mode=False)
+    except IrisRayError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        Console(stderr=True).print("Stopped. All actors have ended; the run folder keeps what was done.")
+        sys.exit(STOPPED_BY_USER)
+    except typer.Exit as exit_:
+        sys.exit(exit_.exit_code)

@@ -1,0 +1,116 @@
+"""A run on a terminal: bars while it goes on, a line an iteration."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from iris_ray.config import RunConfig
+from iris_ray.preparation import Prepared
+from iris_ray.report import share
+from iris_ray.scratch.warmup import WarmupResult
+from iris_ray.view import View
+
+PLAIN_LINE_S = 15  # seconds between progress lines where bars cannot be drawn
+
+
+class ConsoleView(View):
+    """Use as a context manager, so that the bars are cleared at the end."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.round = 0
+        self.shown = -1
+        self.last_line = time.monotonic()
+        self.waiting_since: float | None = None
+
+    def __enter__(self) -> "ConsoleView":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bars.stop()
+
+    def prepared(self, config: RunConfig, prepared: Prepared) -> None:
+        source = config.data.path or "made task sort_digits"
+        self._print(
+            f"[bold]Run {config.run.name}[/bold]: objective {config.objective.name}, "
+            f"{config.schedule.iterations} iterations, model {config.model.path or 'made on the spot'} "
+            f"with {prepared.parameters / 1e6:.1f} M parameters in {config.model.dtype}"
+        )
+        self._print(f"Data from {source}. {prepared.data.report.summary()}")
+
+    def warmup(self, step: int, steps: int, loss: float, exact_match: float | None) -> None:
+        note = f"loss {loss:.3f}"
+        if exact_match is not None:
+            self.note = f", exact match {share(exact_match)}"
+        self._bar("warm-up", step, steps, "steps", note + getattr(self, "note", ""))
+
+    def warmed_up(self, result: WarmupResult) -> None:
+        self._clear()
+        reached = "" if result.exact_match is None else f", exact match {share(result.exact_match)}"
+        self._print(f"Warm-up by SFT: {result.steps} steps in {result.seconds:.0f} s{reached}")
+
+    def starting(self, dashboard_url: str | None) -> None:
+        where = f" Ray dashboard: {dashboard_url}" if dashboard_url else ""
+        self._print(f"Starting Ray, the generators and the learner.{where}")
+
+    def update(self, status: dict[str, Any]) -> None:
+        self._finished_iterations(status)
+        if not status["iteration"]:
+            ready = sum(generator["state"] == "ready" for generator in status["generators"])
+            self._bar("starting", ready, len(status["generators"]) or 1, "generators", "")
+            return
+        if status["iteration"] != self.round:
+            self._clear()
+            self.round = status["iteration"]
+        buffer, step = status["buffer"], status["last_step"]
+        if buffer["pairs"]:
+            self._bar("generation", buffer["written"], buffer["pairs"], "pairs", f"{buffer['leased']} leased")
+        note = f"loss {step['loss']:.4f}" if status["step"] else ""
+        self._bar("training", status["step"], status["steps"], "steps", note)
+
+    def _finished_iterations(self, status: dict[str, Any]) -> None:
+        evaluated = status["evaluated"]
+        if evaluated > self.shown == -1:
+            self.shown = 0
+            self._print(f"Before self-play: exact match {share(status['baseline']['exact_match'])}")
+        for entry in status["iterations"][max(self.shown, 0) : max(evaluated, 0)]:
+            self.shown = entry["iteration"]
+            self._print(
+                f"[bold]Iteration {entry['iteration']}[/bold]  α {entry['alpha']:.3f}  gap {entry['gap']:.4f}  "
+                f"loss {entry['loss']:.4f}  exact match {share(entry['exact_match'])}  "
+                f"{entry['pairs']} pairs at {entry['pairs_per_s']:.1f}/s"
+            )
+
+    def _bar(self, name: str, done: int, total: int, unit: str, note: str) -> None:
+        if not self.console.is_terminal:
+            return self._line(f"{name}: {done}/{total} {unit} {note}")
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=total, unit=unit, note=note)
+        self.bars.update(self.tasks[name], completed=done, total=total, note=note)
+
+    def _line(self, text: str) -> None:
+        if time.monotonic() - self.last_line > PLAIN_LINE_S:
+            self._print(f"  {text.strip()}")
+
+    def _clear(self) -> None:
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks = {}
+
+    def _print(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        self.console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,155 @@
+"""From annotated rows to the tokenised splits on disk that training and evaluation read."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value, load_from_disk
+
+from iris_ray.config import Data, RunConfig
+from iris_ray.contracts import Demonstration
+from iris_ray.data.report import DataReport, Dropped, Lengths
+from iris_ray.data.rows import BadRow, Rows
+from iris_ray.data.tokens import Encoded, Encoder
+from iris_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FIRST_ROWS = 5
+"""Row numbers named per reason."""
+
+_TOKENS = ["prompt_tokens", "response_tokens"]
+_TEXTS = ["prompt_text", "response_text"]
+_FEATURES = Features(
+    {
+        "row": Value("int64"),
+        "problem": Value("string"),
+        **{name: List(Value("int32")) for name in _TOKENS},
+        **{name: Value("string") for name in _TEXTS},
+    }
+)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The two splits, memory-mapped, with `prompt_id` from 0 in each; `holdout` also keeps the texts."""
+
+    train: Dataset
+    holdout: Dataset
+    report: DataReport
+
+
+def prepare_data(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", config: RunConfig, folder: Path
+) -> PreparedData:
+    """Tokenise the rows, drop and count the bad ones, and save the splits `train` and `holdout` in `folder`.
+
+    Columns: `prompt_id`, `prompt_tokens`, `response_tokens`; in `holdout` also `prompt_text`, the prompt as
+    tokenised, and `response_text`, the annotated response. Rows keep their order; `run.seed` draws those
+    held out. Raises `DataError` if too many rows are bad or too few remain, `ModelError` if the tokenizer
+    does not fit.
+    """
+    encoder = Encoder(tokenizer, config.data)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as scratch:
+        table = rows.dataset.map(
+            lambda batch, indices: _tokenise(rows, encoder, batch, indices),
+            batched=True,
+            with_indices=True,
+            remove_columns=rows.dataset.column_names,
+            features=_FEATURES,
+            cache_file_name=f"{scratch}/tokens.arrow",
+            new_fingerprint="tokens",
+        )
+        good = pc.equal(table.data["problem"], "").to_numpy()
+        dropped = _count(table.select(np.flatnonzero(~good)))
+        _check_bad_fraction(len(table), dropped, config.data)
+        train, holdout = _split(np.flatnonzero(good), config)
+        _save(table, train, folder / "train", _TOKENS)
+        _save(table, holdout, folder / "holdout", _TOKENS + _TEXTS)
+        report = DataReport(
+            rows=len(table),
+            train=len(train),
+            holdout=len(holdout),
+            dropped=dropped,
+            prompt_tokens=_lengths(table.data["prompt_tokens"], good),
+            response_tokens=_lengths(table.data["response_tokens"], good),
+        )
+    return PreparedData(load_split(folder, "train"), load_split(folder, "holdout"), report)
+
+
+def load_split(folder: Path, split: Literal["train", "holdout"]) -> Dataset:
+    """Open a split that `prepare_data` saved in `folder`, memory-mapped."""
+    return load_from_disk(str(folder / split))
+
+
+def demonstration(row: Mapping[str, Any]) -> Demonstration:
+    """The contract's form of a row of a split."""
+    return Demonstration(row["prompt_id"], row["prompt_tokens"], row["response_tokens"])
+
+
+def _tokenise(
+    rows: Rows, encoder: Encoder, batch: dict[str, list[Any]], indices: list[int]
+) -> dict[str, list]:
+    table: dict[str, list] = {name: [] for name in _FEATURES}
+    for row in rows.parse(batch, indices):
+        problem, encoded = row.problem, Encoded("", [], [])
+        if not problem:
+            try:
+                encoded = encoder(row.messages)
+            except BadRow as bad:
+                problem = str(bad)
+        response_text = "" if problem else row.messages[-1]["content"]
+        values = {"row": row.number, "problem": problem, "response_text": response_text, **vars(encoded)}
+        for name, value in values.items():
+            table[name].append(value)
+    return table
+
+
+def _count(bad: Dataset) -> dict[str, Dropped]:
+    counts: Counter[str] = Counter()
+    first: dict[str, list[int]] = {}
+    for row in bad.select_columns(["row", "problem"]):
+        counts[row["problem"]] += 1
+        if counts[row["problem"]] <= FIRST_ROWS:
+            first.setdefault(row["problem"], []).append(row["row"])
+    return {problem: Dropped(count, first[problem]) for problem, count in counts.most_common()}
+
+
+def _check_bad_fraction(rows: int, dropped: dict[str, Dropped], data: Data) -> None:
+    bad = sum(reason.rows for reason in dropped.values())
+    if bad > data.max_bad_fraction * rows:
+        lines = "".join(f"\n  {problem}: {reason}" for problem, reason in dropped.items())
+        raise DataError(
+            f"data.max_bad_fraction={data.max_bad_fraction}: {bad} of the {rows} rows of {data.path} cannot "
+            f"be used:{lines}\nMend these rows, or raise data.max_bad_fraction to train without them."
+        )
+
+
+def _split(rows: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and indices held out, both in the order of the source."""
+    holdout = config.data.holdout
+    if len(rows) <= holdout:
+        raise DataError(
+            f"data.holdout={holdout}: leaves nothing to train on, as only {len(rows)} rows can be used. "
+            "Set a smaller data.holdout or add data."
+        )
+    drawn = np.random.default_rng(config.run.seed).permutation(rows)
+    return np.sort(drawn[holdout:]), np.sort(drawn[:holdout])
+
+
+def _save(table: Dataset, indices: np.ndarray, folder: Path, columns: list[str]) -> None:
+    split = table.select(indices).select_columns(columns)
+    split.add_column("prompt_id", np.arange(len(split))).save_to_disk(folder, num_shards=1)
+
+
+def _lengths(tokens: pa.ChunkedArray, good: np.ndarray) -> Lengths:
+    lengths = pc.list_value_length(tokens).to_numpy()[good]
+    return Lengths(mean=float(lengths.mean()), max=int(lengths.max()))

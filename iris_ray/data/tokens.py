@@ -1,0 +1,84 @@
+"""The one rule from chat messages to token ids, for training and held-out data alike."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from iris_ray.config import Data
+from iris_ray.data.rows import BadRow, Message
+from iris_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as the model reads it. `response_tokens` ends with the end token and holds no other."""
+
+    prompt_text: str
+    prompt_tokens: list[int]
+    response_tokens: list[int]
+
+
+class Encoder:
+    """Turns chat messages into prompt and response tokens.
+
+    Prompt and response are tokenised apart, so that annotated and synthetic responses follow exactly the
+    same prompt tokens. Raises `ModelError` if the tokenizer has no end token, or no chat template where
+    `data.chat_template` asks for it.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: Data) -> None:
+        self._tokenizer = tokenizer
+        self._data = data
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "model: the tokenizer has no end token (eos_token). Choose a model whose tokenizer sets one."
+            )
+        if data.chat_template and not tokenizer.chat_template:
+            raise ModelError(
+                "data.chat_template=true: the tokenizer has no chat template. Set data.chat_template=false "
+                "to feed prompts as they are, or choose an instruct model."
+            )
+
+    def __call__(self, messages: list[Message]) -> Encoded:
+        """Encode one row. Raises `BadRow` if it does not fit the limits or the template."""
+        prompt, response = self._render(messages) if self._data.chat_template else _plain(messages)
+        eos = self._tokenizer.eos_token_id
+        encode = partial(self._tokenizer.encode, verbose=False)
+        # A template writes its special tokens itself; a plain prompt gets the tokenizer's, such as BOS.
+        prompt_tokens = encode(prompt, add_special_tokens=not self._data.chat_template)
+        response_tokens = encode(response, add_special_tokens=False)
+        # Templates may write more after the end token, such as a newline, or use a token of their own.
+        if eos in response_tokens:
+            response_tokens = response_tokens[: response_tokens.index(eos)]
+        response_tokens.append(eos)
+        for name, tokens in {"prompt": prompt_tokens, "response": response_tokens}.items():
+            limit = getattr(self._data, f"max_{name}_tokens")
+            if len(tokens) > limit:
+                raise BadRow(f"{name} is longer than data.max_{name}_tokens={limit}")
+        return Encoded(prompt, prompt_tokens, response_tokens)
+
+    def _render(self, messages: list[Message]) -> tuple[str, str]:
+        try:
+            template = partial(self._tokenizer.apply_chat_template, tokenize=False)
+            prompt = str(template(messages[:-1], add_generation_prompt=True))
+            full = str(template(messages))
+        except TemplateError as error:
+            raise BadRow(f"the chat template refuses it: {error}") from error
+        if not full.startswith(prompt):
+            raise ModelError(
+                f"data.chat_template=true: the chat template writes one beginning for the prompt alone and "
+                f"another for prompt and response. The prompt alone ends with {prompt[-40:]!r}. Set "
+                "data.chat_template=false, or choose a model with another template."
+            )
+        return prompt, full[len(prompt) :]
+
+
+def _plain(messages: list[Message]) -> tuple[str, str]:
+    if len(messages) != 2:
+        raise BadRow("has several turns, which needs data.chat_template=true")
+    return messages[0]["content"], messages[1]["content"]

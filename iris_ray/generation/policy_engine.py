@@ -1,0 +1,111 @@
+"""A running vLLM engine whose weights can be replaced."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from iris_ray.config import RunConfig
+from iris_ray.contracts import FinishReason
+from iris_ray.weights.buckets import TensorSpec
+from iris_ray.weights.vllm_engine import BACKEND
+
+
+@dataclass(frozen=True)
+class Response:
+    """Tokens of a response; it ends with the end token unless it was cut (`length`)."""
+
+    tokens: list[int]
+    finish_reason: FinishReason
+
+
+class PolicyEngine:
+    """Token ids in, token ids out.
+
+    With `load_format="dummy"` it starts on random weights: `load_weights` brings the real ones, the same
+    way as every later version. `auto` loads those of `model_path`.
+    """
+
+    def __init__(
+        self, config: RunConfig, model_path: str, end_token_id: int, load_format: str = "dummy"
+    ) -> None:
+        self.config = config
+        self.end_token_id = end_token_id
+        self._request_ids = itertools.count()
+        generation = config.generation
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=model_path,
+                skip_tokenizer_init=True,
+                trust_remote_code=config.model.trust_remote_code,
+                dtype=config.model.dtype,
+                max_model_len=config.max_length,
+                max_num_seqs=generation.concurrency,
+                gpu_memory_utilization=generation.gpu_memory_utilization,
+                enforce_eager=generation.enforce_eager,
+                load_format=load_format,
+                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                distributed_executor_backend="uni",  # no worker process beside the engine's own
+                seed=config.run.seed,
+                enable_log_requests=False,
+            )
+        )
+
+    async def generate(self, prompt: list[int], *, seed: int | None = None, greedy: bool = False) -> Response:
+        """Answer one prompt, sampled as `generation` says, or greedily."""
+        parameters = SamplingParams(
+            temperature=0.0 if greedy else self.config.generation.temperature,
+            top_p=1.0 if greedy else self.config.generation.top_p,
+            max_tokens=self.config.data.max_response_tokens,
+            seed=seed,
+            # One end token for annotated and written responses, whatever the model's own list says.
+            ignore_eos=True,
+            stop_token_ids=[self.end_token_id],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = (await self._request(prompt, parameters)).outputs[0]
+        return Response(list(output.token_ids), output.finish_reason)
+
+    async def logprobs(self, sequences: Sequence[list[int]]) -> list[list[float]]:
+        """log p of every token but the first, in nats, for each token sequence."""
+        parameters = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        outputs = await asyncio.gather(*[self._request(tokens, parameters) for tokens in sequences])
+        return [
+            [at[token].logprob for at, token in zip(output.prompt_logprobs[1:], tokens[1:], strict=True)]
+            for output, tokens in zip(outputs, sequences, strict=True)
+        ]
+
+    async def load_weights(self, version: int, buckets: Sequence[tuple[Path, list[TensorSpec]]]) -> float:
+        """Replace the weights by the buckets' contents; returns how long the engine stood still, in s."""
+        begin = time.monotonic()
+        # Keys and values of the old weights must not serve the new ones: clear the cache.
+        await self._engine.pause_generation(mode="wait", clear_cache=True)
+        await self._engine.start_weight_update()
+        for path, tensors in buckets:
+            info = {"path": str(path), "tensors": [asdict(spec) for spec in tensors]}
+            await self._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+        await self._engine.finish_weight_update(weight_version=str(version))
+        await self._engine.resume_generation()
+        return time.monotonic() - begin
+
+    def shutdown(self) -> None:
+        self._engine.shutdown()
+
+    async def _request(self, prompt: list[int], parameters: SamplingParams) -> Any:
+        request_id = str(next(self._request_ids))
+        async for output in self._engine.generate({"prompt_token_ids": prompt}, parameters, request_id):
+            final = output
+        return final

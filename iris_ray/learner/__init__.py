@@ -1,0 +1,1 @@
+"""The learner's step on one rank: torch and DeepSpeed, no Ray."""

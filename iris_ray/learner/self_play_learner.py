@@ -1,0 +1,164 @@
+"""One rank of the learner: exact self-play steps on a DeepSpeed engine."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import get_scheduler
+
+from iris_ray.config import RunConfig
+from iris_ray.contracts import SelfPlayPair, StepReport
+from iris_ray.errors import IrisRayError
+from iris_ray.learner.engine import build_engine
+from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
+from iris_ray.learner.micro_batches import MicroBatch, lay_out, micro_batches
+from iris_ray.learner.sequence_scorer import SequenceScorer, sequence_logprobs
+from iris_ray.objectives import build_objective, coefficients
+from iris_ray.objectives.coefficients import effective_sample_size
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The report, and the whole batch's rows: r and r' in nats, mean response length in tokens, truncated."""
+
+    report: StepReport
+    rows: torch.Tensor
+
+
+class SelfPlayLearner:
+    """Trains a policy against a frozen opponent.
+
+    Needs an initialised `torch.distributed` group. The objective runs over the whole batch of a step:
+    loss, gradient and trained weights do not depend on micro-batch size or number of ranks.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig, pad_token_id: int, device: torch.device):
+        self.config = config
+        self.pad = pad_token_id
+        self.device = device
+        self.objective = build_objective(config.objective.name, **config.objective.options)
+        model = model.to(device=device, dtype=getattr(torch, config.model.dtype))
+        _switch_dropout_off(model)
+        self.opponent = SequenceScorer(copy.deepcopy(model)).eval().requires_grad_(False)
+        self.engine, self.optimizer = build_engine(SequenceScorer(model), config.learner, config.model.dtype)
+
+    def start_round(self, steps: int) -> None:
+        """The current policy becomes the opponent; the learning rate's course begins anew."""
+        frozen = dict(self.opponent.model.named_parameters())
+        for name, weight in self.weights():
+            frozen[name].data.copy_(weight)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = self.config.learner.learning_rate
+        warmup = round(self.config.learner.lr_warmup_ratio * steps)
+        self.lr_scheduler = get_scheduler(self.config.learner.lr_schedule, self.optimizer, warmup, steps)
+
+    def step(self, pairs: Sequence[SelfPlayPair], alpha: float) -> StepResult:
+        """One optimiser step; `pairs` is this rank's share of the batch and may be empty.
+
+        First the sequence log-probs of all local pairs, then the coefficients of the whole batch, then
+        Σ coefficient·log p back-propagated micro-batch by micro-batch. With a single micro-batch one
+        forward pass serves both.
+        """
+        batches, order = micro_batches(pairs, self.config.learner.micro_batch_size, self.pad)
+        # Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank.
+        passes = max(1, largest_over_ranks(len(batches)))
+        idle = lay_out([([self.pad], [self.pad])], self.pad)
+        batches += [idle] * (passes - len(batches))
+
+        with torch.set_grad_enabled(passes == 1):
+            logprobs = [sequence_logprobs(self.engine, batch, self.device) for batch in batches]
+        rewards = self._rewards(batches, logprobs)[: len(pairs)]
+        rows, mine = gather_rows(torch.cat([rewards, _lengths(pairs, order)], 1))
+        rewards = rows[:, :2]
+        whole = coefficients(self.objective, rewards[:, 0], rewards[:, 1], alpha=alpha)
+        local = torch.stack([whole.real[mine], whole.synthetic[mine]], 1)
+
+        start = 0
+        for index, batch in enumerate(batches):
+            count = min(len(batch.tokens_ST) // 2, len(local) - start)
+            logprob = logprobs[index] if passes == 1 else sequence_logprobs(self.engine, batch, self.device)
+            weights = local[start : start + count].T.flatten().to(logprob.device)
+            start += count
+            share = (weights * logprob[: len(weights)]).sum() if count else 0 * logprob.sum()
+            # DeepSpeed averages over ranks; the objective is a sum over all of them.
+            self.engine.backward(dist.get_world_size() * share, scale_wrt_gas=False)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.engine.step()
+        self.lr_scheduler.step()
+
+        grad_norm = self.engine.get_global_grad_norm()
+        report = StepReport(
+            loss=whole.loss,
+            reward_real=rewards[:, 0].mean().item(),
+            reward_synthetic=rewards[:, 1].mean().item(),
+            ess_real=effective_sample_size(whole.real),
+            ess_synthetic=effective_sample_size(whole.synthetic),
+            grad_norm=None if grad_norm is None else float(grad_norm),
+            learning_rate=learning_rate,
+            pairs=len(rows),
+            truncated=int(rows[:, 3].sum()),
+        )
+        if not math.isfinite(report.loss) or not math.isfinite(report.grad_norm or 0.0):
+            raise IrisRayError(
+                f"loss {report.loss} or gradient norm {report.grad_norm} is not finite. "
+                "Lower learner.learning_rate, or train with model.dtype=float32."
+            )
+        return StepResult(report, rows)
+
+    @torch.no_grad()
+    def _rewards(self, batches: list[MicroBatch], logprobs: list[torch.Tensor]) -> torch.Tensor:
+        """Log-ratios against the opponent, (pairs, 2), in the order in which the batches hold the pairs."""
+        parts = []
+        for batch, logprob in zip(batches, logprobs, strict=True):
+            ratio = logprob.detach() - sequence_logprobs(self.opponent, batch, self.device)
+            half = len(ratio) // 2
+            parts.append(torch.stack([ratio[:half], ratio[half : 2 * half]], 1))
+        return torch.cat(parts).cpu()
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's parameters under their Hugging Face names, whole on every rank.
+
+        A tied parameter comes once. Every rank must run through all of them (ZeRO-3 gathers).
+        """
+        for name, parameter in self.engine.module.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.learner.zero_stage == 3):
+                yield name, parameter.detach()
+
+    @torch.no_grad()
+    def token_logprobs(self, sequences: Sequence[list[int]]) -> list[list[float]]:
+        """log p of every token but the first, in nats, for each token sequence."""
+        batch = lay_out([(tokens[:1], tokens[1:]) for tokens in sequences], self.pad)
+        logprobs_ST = self.engine(batch.tokens_ST.to(self.device), batch.labels_ST.to(self.device))
+        return [
+            row[1 : len(tokens)].tolist() for row, tokens in zip(logprobs_ST.cpu(), sequences, strict=True)
+        ]
+
+    def save(self, folder: str) -> None:
+        """Write the policy in Hugging Face format; every rank must call it, rank 0 writes."""
+        # The opponent's module lends its class and configuration: it is whole on every rank.
+        weights = {name: weight.cpu().clone() for name, weight in self.weights()}
+        if dist.get_rank() == 0:
+            self.opponent.model.save_pretrained(folder, state_dict=weights)
+
+
+def _lengths(pairs: Sequence[SelfPlayPair], order: list[int]) -> torch.Tensor:
+    """Mean response length and whether y' was cut, (pairs, 2), in the given order."""
+    rows = [
+        ((len(pair.real_tokens) + len(pair.synthetic_tokens)) / 2, pair.finish_reason == "length")
+        for pair in (pairs[i] for i in order)
+    ]
+    return torch.tensor(rows, dtype=torch.float64).view(-1, 2)
+
+
+def _switch_dropout_off(model: nn.Module) -> None:
+    # The two passes of a step must see the same function, and the game compares exact log-probs.
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0

@@ -1,0 +1,85 @@
+"""The ledger of an opponent's round: every prompt counted exactly once, whatever dies."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LedgerCounts:
+    """Pairs of finished rounds: trained on in every pass, missed in some pass, trained on too often."""
+
+    committed: int = 0
+    lost: int = 0
+    duplicated: int = 0
+
+    def __add__(self, other: "LedgerCounts") -> "LedgerCounts":
+        return LedgerCounts(
+            self.committed + other.committed, self.lost + other.lost, self.duplicated + other.duplicated
+        )
+
+
+class Ledger:
+    """Where each position of a round stands: waiting, leased, written, committed once per epoch.
+
+    A position is a place in the round's order of prompts. Leases go out in that order, so that what is
+    trained on, and when, does not depend on which generator was faster.
+    """
+
+    def __init__(self, size: int, epochs: int):
+        self.size = size
+        self.epochs = epochs
+        self._waiting = deque(range(size))
+        self._holder: dict[int, str] = {}
+        self._written: set[int] = set()
+        self._commits = [0] * size
+
+    def lease(self, holder: str, count: int, below: int) -> list[int]:
+        """Give `holder` up to `count` waiting positions smaller than `below`."""
+        positions: list[int] = []
+        while len(positions) < count and self._waiting and self._waiting[0] < below:
+            positions.append(self._waiting.popleft())
+        self._holder.update(dict.fromkeys(positions, holder))
+        return positions
+
+    def give_back(self, holder: str) -> list[int]:
+        """Put what `holder` still leases back at the front, in order; returns the positions."""
+        positions = sorted(position for position, owner in self._holder.items() if owner == holder)
+        for position in positions:
+            del self._holder[position]
+        self._waiting = deque(sorted([*positions, *self._waiting]))
+        return positions
+
+    def write(self, position: int, holder: str) -> bool:
+        """Record that `holder` wrote `position`. False if its lease was given back: drop the pair."""
+        if self._holder.get(position) != holder:
+            return False
+        del self._holder[position]
+        self._written.add(position)
+        return True
+
+    def commit(self, positions: Iterable[int]) -> None:
+        """Record that an optimiser step trained on `positions`."""
+        for position in positions:
+            self._commits[position] += 1
+
+    @property
+    def written(self) -> int:
+        return len(self._written)
+
+    @property
+    def leased(self) -> int:
+        return len(self._holder)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def is_written(self, positions: Iterable[int]) -> bool:
+        return self._written.issuperset(positions)
+
+    def counts(self) -> LedgerCounts:
+        """The books of the round, to be read when it is over."""
+        committed = sum(commits == self.epochs for commits in self._commits)
+        lost = sum(commits < self.epochs for commits in self._commits)
+        return LedgerCounts(committed, lost, self.size - committed - lost)

@@ -1,0 +1,125 @@
+"""What is done before the first actor starts: data, tokenizer, model, and every check they allow."""
+
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from iris_ray.config import RunConfig
+from iris_ray.data.prepare import PreparedData, demonstration, prepare_data
+from iris_ray.data.rows import Rows, read_rows
+from iris_ray.errors import DataError, ModelError
+from iris_ray.evaluation import check_pattern
+from iris_ray.objectives import build_objective
+from iris_ray.run_folder import RunFolder
+from iris_ray.scratch.model import build_model
+from iris_ray.scratch.sort_digits import make_rows
+from iris_ray.scratch.tokenizer import train_tokenizer
+from iris_ray.scratch.warmup import Progress, WarmupResult, warm_up
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenised data on disk, and the model: `parameters` counts tied ones once."""
+
+    tokenizer: PreTrainedTokenizerBase
+    parameters: int
+    data: PreparedData
+
+    @property
+    def end_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        # Padding is never looked at, so any token will do.
+        return self.end_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+
+def check_names(config: RunConfig) -> None:
+    """Raise `ConfigError` for what a schema cannot see: names of objectives and patterns."""
+    build_objective(config.objective.name, **config.objective.options)
+    check_pattern(config.evaluation.answer_pattern)
+
+
+def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
+    """Read and tokenise the data into the run folder. Raises `DataError` or `ModelError`."""
+    if config.model.scratch:
+        rows = _rows(config)
+        texts = (message["content"] for row in rows for message in row.messages)
+        tokenizer = train_tokenizer(texts, config.model.scratch.vocab_size)
+        with torch.device("meta"):
+            model = build_model(config.model.scratch, tokenizer, config.max_length, config.run.seed)
+        parameters = model.num_parameters()
+    else:
+        parameters = count_parameters(config)
+        tokenizer = load_tokenizer(config)
+        rows = _rows(config)
+    return Prepared(tokenizer, parameters, prepare_data(rows, tokenizer, config, folder.data))
+
+
+def _rows(config: RunConfig) -> Rows:
+    data = config.data
+    if data.sort_digits is None:
+        return read_rows(data)
+    made = Dataset.from_list(make_rows(data.sort_digits, data.holdout, config.run.seed))
+    return Rows(made.rename_columns({"prompt": data.prompt_column, "response": data.response_column}), data)
+
+
+def make_model(config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> WarmupResult:
+    """Build the model of `model.scratch`, warm it by SFT and save it as the run's start model."""
+    spec = config.model.scratch
+    assert spec is not None
+    tokenizer, seed = prepared.tokenizer, config.run.seed
+    model = build_model(spec, tokenizer, config.max_length, seed)
+    train, holdout = (
+        list(map(demonstration, split)) for split in (prepared.data.train, prepared.data.holdout)
+    )
+    result = warm_up(model, train, holdout, spec, seed, prepared.end_token_id, progress)
+    model.to(getattr(torch, config.model.dtype)).save_pretrained(folder.start)
+    tokenizer.save_pretrained(folder.start)
+    return result
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model.path`. Raises `ModelError` if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            config.model.path, trust_remote_code=config.model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_a_model(config, "tokenizer", error) from error
+
+
+def count_parameters(config: RunConfig) -> int:
+    """Parameters of `model.path`, from its configuration alone.
+
+    Raises `ModelError` if it is no causal language model, or its context is too short for the data limits.
+    """
+    try:
+        model_config = AutoConfig.from_pretrained(
+            config.model.path, trust_remote_code=config.model.trust_remote_code
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                model_config, trust_remote_code=config.model.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_a_model(config, "model", error) from error
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and config.max_length > context:
+        raise ModelError(
+            f"data.max_prompt_tokens={config.data.max_prompt_tokens} and data.max_response_tokens="
+            f"{config.data.max_response_tokens} need a context of {config.max_length} tokens, but "
+            f"{config.model.path} has {context}. Lower them."
+        )
+    return model.num_parameters()
+
+
+def _not_a_model(config: RunConfig, what: str, error: Exception) -> ModelError:
+    first_line = str(error).strip().splitlines()[0]
+    return ModelError(
+        f"model.path={config.model.path}: no {what} can be loaded from it ({first_line}) Give a folder in "
+        "Hugging Face format (config.json, safetensors, tokenizer) or a hub name, or use model.scratch."
+    )

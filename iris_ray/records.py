@@ -1,0 +1,113 @@
+"""What happened in a run, collected as it happens."""
+
+import time
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from iris_ray.alpha import RoundEnd
+from iris_ray.contracts import StepReport, Update
+from iris_ray.game import Round
+from iris_ray.run_folder import RunFolder
+
+
+class Records:
+    """Writes each event to metrics.jsonl and keeps what status and summary need."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.baseline: dict[str, Any] = {"exact_match": None}
+        self.iterations: list[dict[str, Any]] = []
+        self.updates: list[Update] = []
+        self.evaluated_version = -1
+        self.steps = 0
+        self.step = 0
+        self.round: Round | None = None
+        self.last_step: dict[str, Any] = {}
+
+    def round_opened(self, round_: Round, steps: int) -> None:
+        self.round, self.steps, self.step = round_, steps, 0
+        self.iterations.append(
+            {
+                "iteration": round_.iteration,
+                "alpha": round_.alpha,
+                "gap": round_.gap,
+                "reason": round_.reason,
+                "loss": None,
+                "exact_match": None,
+                "pairs": 0,
+                "truncated": 0,
+                "seconds": None,
+                "started": time.time(),
+            }
+        )
+
+    def stepped(self, report: StepReport) -> None:
+        self.step += 1
+        current = self.iterations[-1]
+        current["pairs"] += report.pairs
+        current["truncated"] += report.truncated
+        self.last_step = asdict(report)
+        self.folder.append_metrics(
+            "step",
+            {
+                "iteration": current["iteration"],
+                "step": self.step,
+                "alpha": current["alpha"],
+                **self.last_step,
+            },
+        )
+
+    def round_closed(self, end: RoundEnd) -> None:
+        """Training against the opponent is over; its successor is not evaluated yet."""
+        current = self.iterations[-1]
+        current["seconds"] = time.time() - current.pop("started")
+        current["loss"] = end.loss
+        current["reward_real"], current["reward_synthetic"] = end.reward_real, end.reward_synthetic
+        current["pairs_per_s"] = current["pairs"] / current["seconds"]
+
+    def evaluated(self, version: int, exact_match: float | None) -> None:
+        """Version v is what iteration v made; version 0 is the baseline."""
+        self.evaluated_version = version
+        if version == 0:
+            self.baseline["exact_match"] = exact_match
+            self.folder.append_metrics("baseline", self.baseline)
+        else:
+            entry = self.iterations[version - 1]
+            entry["exact_match"] = exact_match
+            self.folder.append_metrics("iteration", entry)
+
+    def updated(self, update: Update) -> None:
+        self.updates.append(update)
+        self.folder.append_metrics("update", asdict(update))
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "iteration": self.round.iteration if self.round else 0,
+            "alpha": self.round.alpha if self.round else None,
+            "gap": self.round.gap if self.round else None,
+            "step": self.step,
+            "steps": self.steps,
+            "evaluated": self.evaluated_version,
+            "baseline": self.baseline,
+            "iterations": self.iterations,
+            "last_step": self.last_step,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The run's part of summary.json that the controller knows."""
+        finished = [entry for entry in self.iterations if entry["seconds"]]
+        seconds = sum(entry["seconds"] for entry in finished)
+        return {
+            "iterations": finished,
+            "baseline": self.baseline,
+            "sync": {
+                "updates": len(self.updates),
+                "parity_max_abs_diff": max((u.parity_max_abs_diff for u in self.updates), default=None),
+                "seconds_median": median([u.seconds for u in self.updates]) if self.updates else None,
+                "paused_seconds_median": (
+                    median([u.paused_seconds for u in self.updates]) if self.updates else None
+                ),
+            },
+            "pairs_per_s": sum(entry["pairs"] for entry in finished) / seconds if seconds else None,
+        }

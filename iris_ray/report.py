@@ -1,0 +1,46 @@
+"""The run's result as a page and as a table."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from iris_ray.config import RunConfig
+from iris_ray.run_folder import RunFolder
+
+
+def results_table(summary: dict[str, Any]) -> Table:
+    """One row an iteration, the start model first."""
+    table = Table(title=f"Run {summary['run']}: {summary['status']}", title_justify="left")
+    for column in ("iteration", "α", "gap", "loss", "exact match", "pairs", "pairs/s", "seconds"):
+        table.add_column(column, justify="right")
+    baseline = summary.get("baseline", {}).get("exact_match")
+    table.add_row("start", "", "", "", share(baseline), "", "", "")
+    for entry in summary.get("iterations", []):
+        table.add_row(
+            str(entry["iteration"]),
+            f"{entry['alpha']:.3f}",
+            f"{entry['gap']:.4f}",
+            f"{entry['loss']:.4f}",
+            share(entry["exact_match"]),
+            str(entry["pairs"]),
+            f"{entry['pairs_per_s']:.1f}",
+            f"{entry['seconds']:.1f}",
+        )
+    return table
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def write_report(folder: RunFolder, config: RunConfig, summary: dict[str, Any]) -> None:
+    """Write report.html: the table and the configuration, self-contained."""
+    console = Console(record=True, file=io.StringIO(), width=100)
+    console.print(results_table(summary))
+    for part in ("sync", "ledger", "throughput", "versions", "error"):
+        if part in summary:
+            console.print(f"\n[bold]{part}[/bold]", summary[part])
+    console.print("\n[bold]configuration[/bold]\n" + config.to_yaml(), highlight=False)
+    console.save_html(str(folder.report))

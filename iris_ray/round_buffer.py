@@ -1,0 +1,101 @@
+"""The pairs of one opponent's round, between the generators that write them and the learner."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from iris_ray.batching import balance
+from iris_ray.game import Round
+from iris_ray.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class StoredPair:
+    """Where a pair lies: item `index` of the list behind the object reference `chunk`."""
+
+    chunk: Any
+    index: int
+    num_tokens: int
+
+
+class RoundBuffer:
+    """Leases prompts in a seeded order and serves the learner's batches in that same order.
+
+    The first pass follows the order of generation, so that training starts on the first pairs while
+    the rest are written; later passes are shuffled. Which pairs a step holds depends on the seed alone,
+    never on how fast a generator or how long a response was: batches in order of arrival would train
+    on short responses first. At most `max_ahead` pairs beyond the learner are leased or waiting.
+    """
+
+    def __init__(
+        self,
+        round_: Round,
+        prompt_ids: np.ndarray,
+        *,
+        epochs: int,
+        batch_size: int,
+        max_ahead: int,
+        seed: int,
+    ):
+        self.round = round_
+        self.prompt_ids = prompt_ids
+        self.ledger = Ledger(len(prompt_ids), epochs)
+        self.batch_size = batch_size
+        self.max_ahead = max_ahead
+        self.seed = seed
+        self.steps_per_epoch = math.ceil(len(prompt_ids) / batch_size)
+        self.steps = epochs * self.steps_per_epoch
+        self.trained_steps = 0
+        self._stored: dict[int, StoredPair] = {}
+        self._order = (0, np.arange(len(prompt_ids)))
+
+    def lease(self, holder: str, count: int) -> list[int]:
+        """Up to `count` positions for `holder`, none when the learner is too far behind."""
+        return self.ledger.lease(holder, count, self.trained_steps * self.batch_size + self.max_ahead)
+
+    def add(self, holder: str, position: int, pair: StoredPair) -> bool:
+        """Take in a written pair; False if its lease had been given back meanwhile."""
+        if not self.ledger.write(position, holder):
+            return False
+        self._stored[position] = pair
+        return True
+
+    def positions(self, step: int) -> list[int]:
+        """Positions that step `step` (from 0) trains on."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        start = index * self.batch_size
+        if epoch != self._order[0]:
+            rng = np.random.default_rng([self.seed, self.round.iteration, epoch])
+            self._order = (epoch, rng.permutation(len(self.prompt_ids)))
+        return self._order[1][start : start + self.batch_size].tolist()
+
+    def is_ready(self, step: int) -> bool:
+        return self.ledger.is_written(self.positions(step))
+
+    def share(self, step: int, rank: int, ranks: int) -> list[StoredPair]:
+        """What `rank` of `ranks` trains on in `step`: about the same number of tokens for each."""
+        pairs = [self._stored[position] for position in self.positions(step)]
+        mine = balance([pair.num_tokens for pair in pairs], ranks)[rank]
+        return [pairs[item] for item in sorted(mine)]
+
+    def commit(self, step: int) -> None:
+        """Enter a finished optimiser step in the ledger."""
+        self.ledger.commit(self.positions(step))
+        self.trained_steps = max(self.trained_steps, step + 1)
+
+    def stored(self) -> list[StoredPair]:
+        """All pairs written so far, in the round's order."""
+        return [self._stored[position] for position in sorted(self._stored)]
+
+
+def draw_prompts(count: int, limit: int | None, seed: int, iteration: int) -> np.ndarray:
+    """The prompt ids of an iteration in a seeded order: all `count`, or `limit` of them."""
+    order = np.random.default_rng([seed, iteration]).permutation(count)
+    return order if limit is None else order[:limit]
+
+
+def sampling_seed(seed: int, iteration: int, prompt_id: int) -> int:
+    """Seed of one response: the same whichever generator writes it, and when."""
+    return int(np.random.SeedSequence([seed, iteration, prompt_id]).generate_state(1)[0])

@@ -1,0 +1,11 @@
+"""Versions of what a result depends on."""
+
+from importlib.metadata import packages_distributions, version
+
+PACKAGES = ("iris_ray", "ray", "vllm", "deepspeed", "torch", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """Installed version of each package; `vllm` may come from a distribution of another name."""
+    distributions = packages_distributions()
+    return {package: version(distributions[package][0]) for package in PACKAGES}

@@ -1,0 +1,26 @@
+"""What a run tells a person while it goes on."""
+
+from typing import Any
+
+from iris_ray.config import RunConfig
+from iris_ray.preparation import Prepared
+from iris_ray.scratch.warmup import WarmupResult
+
+
+class View:
+    """Shows nothing; override what is to be shown."""
+
+    def prepared(self, config: RunConfig, prepared: Prepared) -> None:
+        """Data and tokenizer are ready."""
+
+    def warmup(self, step: int, steps: int, loss: float, exact_match: float | None) -> None:
+        """A step of the warm-up of `model.scratch`; loss in nats per token."""
+
+    def warmed_up(self, result: WarmupResult) -> None:
+        """The warm-up is over."""
+
+    def starting(self, dashboard_url: str | None) -> None:
+        """The actors start."""
+
+    def update(self, status: dict[str, Any]) -> None:
+        """How the run stands, several times a second (`Service.status`)."""

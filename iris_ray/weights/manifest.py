@@ -1,0 +1,31 @@
+"""What is published of a weights version."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from iris_ray.weights.buckets import TensorSpec
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """`data` is the object reference of a 1-D uint8 array; `tensors` tells what lies in it."""
+
+    data: Any
+    tensors: list[TensorSpec]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed token sequences and the learner's log-probs of every token but the first, in nats."""
+
+    sequences: list[list[int]]
+    logprobs: list[list[float]]
+
+
+@dataclass(frozen=True)
+class WeightManifest:
+    """A whole version: its buckets in layer order, and the probe that proves them after loading."""
+
+    version: int
+    buckets: list[Bucket]
+    probe: Probe
