@@ -53,6 +53,7 @@ class Controller:
             await self._evaluate(version)
             await buffer.close.remote()
             return None
+        await names.find(self.config.run.name, names.GENERATOR_POOL).wait_ready.remote()
         steps = await buffer.open_round.remote(round_)
         self.records.round_opened(round_, steps)
         self.beside_training = asyncio.gather(self._evaluate(version), self._archive(round_))

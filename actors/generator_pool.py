@@ -53,13 +53,17 @@ class GeneratorPool:
             self.changed.notify_all()
         await handle.play.remote()
 
-    async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
-        """Greedy answers of weights `version`, the prompts spread over all ready generators."""
+    async def wait_ready(self) -> None:
+        """Wait until there is a generator to play with."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.ready)
-            generators = list(self.ready.values())
+
+    async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
+        """Greedy answers of weights `version`, the prompts spread over all ready generators."""
+        await self.wait_ready()
+        generators = list(self.ready.values())
         shares = [prompts[index :: len(generators)] for index in range(len(generators))]
-        answers = await asyncio.gather(
+        answers: list[list[list[int]]] = await asyncio.gather(
             *[g.answer.remote(share, version) for g, share in zip(generators, shares, strict=True)]
         )
         merged: list[list[int]] = [[] for _ in prompts]
@@ -69,16 +73,14 @@ class GeneratorPool:
 
     async def status(self) -> list[dict]:
         """One entry a generator; `state` is `starting` or `ready`."""
-        ready = await asyncio.gather(*[g.status.remote() for g in self.ready.values()])
+        ready: list[dict] = await asyncio.gather(*[g.status.remote() for g in self.ready.values()])
         unknown = {"version": None, "generated_tokens": 0, "busy_seconds": 0.0}
         starting = [{"name": name, "state": "starting", **unknown} for name in self.starting]
         return starting + [{"state": "ready", **status} for status in ready]
 
     async def stop(self) -> None:
         """End every generator with its engine."""
-        handles = [*self.starting.values(), *self.ready.values()]
-        await asyncio.gather(
-            *[handle.stop.remote() for handle in self.ready.values()], return_exceptions=True
-        )
-        for handle in handles:
-            ray.kill(handle)
+        stops = [generator.stop.remote() for generator in self.ready.values()]
+        await asyncio.gather(*stops, return_exceptions=True)
+        for generator in [*self.starting.values(), *self.ready.values()]:
+            ray.kill(generator)

@@ -43,7 +43,7 @@ def run_learner(config: RunConfig, model_path: str, pad_token_id: int, parameter
             num_workers=learner.workers, use_gpu=learner.num_gpus > 0, resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend="nccl" if learner.num_gpus else "gloo"),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name="checkpoints",
             storage_path=str(RunFolder(config.folder).path),
             worker_runtime_env={"env_vars": learner_environment(learner)},
@@ -115,7 +115,7 @@ class LearnerRank:
         """Train against one opponent, on its first pairs while it writes the others."""
         self.learner.start_round(steps)
         tail = RoundTail(steps)
-        share = self.buffer.share.remote(0, self.rank, self.ranks)
+        share: ray.ObjectRef = self.buffer.share.remote(0, self.rank, self.ranks)
         for step in range(steps):
             stored = self._wait(share, f"batch {step + 1} of {steps} in iteration {round_.iteration}")
             if step + 1 < steps:

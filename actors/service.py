@@ -69,16 +69,15 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """How the run stands: fields of `Records.status`, beside `generators` and `buffer`."""
-        controller, buffer, generators = ray.get(
-            [self.controller.status.remote(), self.buffer.status.remote(), self.pool.status.remote()],
-            timeout=STATUS_TIMEOUT_S,
-        )
+        parts: list[Any] = [actor.status.remote() for actor in (self.controller, self.buffer, self.pool)]
+        controller, buffer, generators = ray.get(parts, timeout=STATUS_TIMEOUT_S)
         return controller | {"buffer": buffer, "generators": generators}
 
     def summary(self) -> dict[str, Any]:
         """The part of summary.json that only the actors know; empty if they are gone."""
         try:
-            controller = ray.get(self.controller.summary.remote(), timeout=STOP_TIMEOUT_S)
+            asked: Any = self.controller.summary.remote()
+            controller = ray.get(asked, timeout=STOP_TIMEOUT_S)
             status = self.status()
         except ray.exceptions.RayError:
             return {}

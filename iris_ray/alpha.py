@@ -54,6 +54,5 @@ def next_order(config: Alpha, end: RoundEnd | None) -> Order:
         return Order(config.value, gap, "fixed")
     alpha = min(max(1 + config.c * gap, config.minimum), config.maximum)
     source = "initial gap" if end is None else f"{config.gap} gap"
-    return Order(
-        alpha, gap, f"1 + {config.c:g} · {source} {gap:.4f}, within {config.minimum:g}–{config.maximum:g}"
-    )
+    limits = f"{config.minimum:g}–{config.maximum:g}"
+    return Order(alpha, gap, f"1 + {config.c:g} · {source} {gap:.4f}, within {limits}")

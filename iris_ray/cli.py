@@ -1,5 +1,6 @@
 """The command `iris-ray`."""
 
+import logging
 import os
 import sys
 import warnings
@@ -81,7 +82,10 @@ def _print_next_steps(config: RunConfig) -> None:
     folder = config.folder
     console.print(
         f"Run folder: {folder}\n"
-        f"  final model: {folder}/final   written pairs: {folder}/samples   every step: {folder}/metrics.jsonl\n"
+        f"  final/         the model, in Hugging Face format\n"
+        f"  samples/       the written pairs\n"
+        f"  metrics.jsonl  every step\n"
+        f"  report.html    this table and the settings\n"
         "Next:\n"
         "  another seed        iris-ray run recipes/demo.yaml --set run.name=second --set run.seed=1\n"
         "  two generators      iris-ray run recipes/demo.yaml --set run.name=two --set generation.count=2\n"
@@ -96,6 +100,7 @@ def main() -> None:
     """Entry point: what the user can mend is told in words, everything else keeps its traceback."""
     # Warnings of libraries are for their log files; the Ray workers keep theirs.
     warnings.filterwarnings("ignore")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -31,10 +31,10 @@ class ConsoleView(View):
             disable=not console.is_terminal,
         )
         self.tasks: dict[str, TaskID] = {}
+        self.warmup_score = ""
         self.round = 0
         self.shown = -1
         self.last_line = time.monotonic()
-        self.waiting_since: float | None = None
 
     def __enter__(self) -> "ConsoleView":
         self.bars.start()
@@ -53,10 +53,9 @@ class ConsoleView(View):
         self._print(f"Data from {source}. {prepared.data.report.summary()}")
 
     def warmup(self, step: int, steps: int, loss: float, exact_match: float | None) -> None:
-        note = f"loss {loss:.3f}"
         if exact_match is not None:
-            self.note = f", exact match {share(exact_match)}"
-        self._bar("warm-up", step, steps, "steps", note + getattr(self, "note", ""))
+            self.warmup_score = f", exact match {share(exact_match)}"
+        self._bar("warm-up", step, steps, "steps", f"loss {loss:.3f}{self.warmup_score}")
 
     def warmed_up(self, result: WarmupResult) -> None:
         self._clear()
@@ -90,14 +89,16 @@ class ConsoleView(View):
         for entry in status["iterations"][max(self.shown, 0) : max(evaluated, 0)]:
             self.shown = entry["iteration"]
             self._print(
-                f"[bold]Iteration {entry['iteration']}[/bold]  α {entry['alpha']:.3f}  gap {entry['gap']:.4f}  "
-                f"loss {entry['loss']:.4f}  exact match {share(entry['exact_match'])}  "
+                f"[bold]Iteration {entry['iteration']}[/bold]  "
+                f"α {entry['alpha']:.3f}  gap {entry['gap']:.4f}  loss {entry['loss']:.4f}  "
+                f"exact match {share(entry['exact_match'])}  "
                 f"{entry['pairs']} pairs at {entry['pairs_per_s']:.1f}/s"
             )
 
     def _bar(self, name: str, done: int, total: int, unit: str, note: str) -> None:
         if not self.console.is_terminal:
-            return self._line(f"{name}: {done}/{total} {unit} {note}")
+            self._line(f"{name}: {done}/{total} {unit} {note}")
+            return
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=total, unit=unit, note=note)
         self.bars.update(self.tasks[name], completed=done, total=total, note=note)

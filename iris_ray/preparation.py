@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import PreparedData, demonstration, prepare_data
 from iris_ray.data.rows import Rows, read_rows
-from iris_ray.errors import DataError, ModelError
+from iris_ray.errors import ModelError
 from iris_ray.evaluation import check_pattern
 from iris_ray.objectives import build_objective
 from iris_ray.run_folder import RunFolder
@@ -47,6 +47,7 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
     """Read and tokenise the data into the run folder. Raises `DataError` or `ModelError`."""
     if config.model.scratch:
         rows = _rows(config)
+        tokenizer: PreTrainedTokenizerBase
         texts = (message["content"] for row in rows for message in row.messages)
         tokenizer = train_tokenizer(texts, config.model.scratch.vocab_size)
         with torch.device("meta"):
@@ -72,6 +73,8 @@ def make_model(config: RunConfig, folder: RunFolder, prepared: Prepared, progres
     spec = config.model.scratch
     assert spec is not None
     tokenizer, seed = prepared.tokenizer, config.run.seed
+    # Models this small gain little from a second thread, and lose much where cores are shared.
+    torch.set_num_threads(1)
     model = build_model(spec, tokenizer, config.max_length, seed)
     train, holdout = (
         list(map(demonstration, split)) for split in (prepared.data.train, prepared.data.holdout)
@@ -97,6 +100,7 @@ def count_parameters(config: RunConfig) -> int:
 
     Raises `ModelError` if it is no causal language model, or its context is too short for the data limits.
     """
+    assert config.model.path is not None
     try:
         model_config = AutoConfig.from_pretrained(
             config.model.path, trust_remote_code=config.model.trust_remote_code

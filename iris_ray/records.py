@@ -48,15 +48,8 @@ class Records:
         current["pairs"] += report.pairs
         current["truncated"] += report.truncated
         self.last_step = asdict(report)
-        self.folder.append_metrics(
-            "step",
-            {
-                "iteration": current["iteration"],
-                "step": self.step,
-                "alpha": current["alpha"],
-                **self.last_step,
-            },
-        )
+        where = {"iteration": current["iteration"], "step": self.step, "alpha": current["alpha"]}
+        self.folder.append_metrics("step", where | self.last_step)
 
     def round_closed(self, end: RoundEnd) -> None:
         """Training against the opponent is over; its successor is not evaluated yet."""

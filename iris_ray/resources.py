@@ -43,17 +43,10 @@ def learner_memory(config: RunConfig, parameters: int) -> int:
 def needs(config: RunConfig, parameters: int) -> list[Need]:
     """All processes of a run that compute; the control actors ask for nothing."""
     generation, learner = config.generation, config.learner
+    generator_bytes, rank_bytes = generator_memory(config, parameters), learner_memory(config, parameters)
     return [
-        Need(
-            "generator",
-            generation.count,
-            generation.num_cpus,
-            generation.num_gpus,
-            generator_memory(config, parameters),
-        ),
-        Need(
-            "learner", learner.workers, learner.num_cpus, learner.num_gpus, learner_memory(config, parameters)
-        ),
+        Need("generator", generation.count, generation.num_cpus, generation.num_gpus, generator_bytes),
+        Need("learner", learner.workers, learner.num_cpus, learner.num_gpus, rank_bytes),
     ]
 
 

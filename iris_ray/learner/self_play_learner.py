@@ -9,7 +9,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, StepReport
@@ -37,12 +37,12 @@ class SelfPlayLearner:
     loss, gradient and trained weights do not depend on micro-batch size or number of ranks.
     """
 
-    def __init__(self, model: nn.Module, config: RunConfig, pad_token_id: int, device: torch.device):
+    def __init__(self, model: PreTrainedModel, config: RunConfig, pad_token_id: int, device: torch.device):
         self.config = config
         self.pad = pad_token_id
         self.device = device
         self.objective = build_objective(config.objective.name, **config.objective.options)
-        model = model.to(device=device, dtype=getattr(torch, config.model.dtype))
+        model.to(device, getattr(torch, config.model.dtype))  # type: ignore[call-arg]
         _switch_dropout_off(model)
         self.opponent = SequenceScorer(copy.deepcopy(model)).eval().requires_grad_(False)
         self.engine, self.optimizer = build_engine(SequenceScorer(model), config.learner, config.model.dtype)
@@ -125,7 +125,8 @@ class SelfPlayLearner:
 
         A tied parameter comes once. Every rank must run through all of them (ZeRO-3 gathers).
         """
-        for name, parameter in self.engine.module.model.named_parameters():
+        policy: nn.Module = self.engine.module.model
+        for name, parameter in policy.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.learner.zero_stage == 3):
                 yield name, parameter.detach()
 
@@ -161,4 +162,4 @@ def _switch_dropout_off(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from iris_ray.learner.micro_batches import IGNORED, MicroBatch
 
@@ -13,9 +14,9 @@ class SequenceScorer(nn.Module):
     Shapes: S sequences, T tokens, V vocabulary.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = model
+        self.model: PreTrainedModel = model
 
     def forward(self, tokens_ST: torch.Tensor, labels_ST: torch.Tensor) -> torch.Tensor:
         """log p of each label given the tokens before it, in nats: (S, T), 0 where there is none."""

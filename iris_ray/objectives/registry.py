@@ -39,16 +39,13 @@ def build_objective(name: str, **options: Any) -> Objective:
     Raises `ConfigError` naming what exists if the name or an option is unknown.
     """
     if name not in _REGISTRY:
-        raise ConfigError(
-            f"objective.name: {name!r} does not exist. Objectives: {', '.join(sorted(_REGISTRY))}."
-        )
+        listed = ", ".join(sorted(_REGISTRY))
+        raise ConfigError(f"objective.name: {name!r} does not exist. Objectives: {listed}.")
     function = _REGISTRY[name]
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "alpha"]
     for option in options:
         if option not in known:
-            listed = ", ".join(known) if known else "none"
-            raise ConfigError(
-                f"objective.options.{option}: {name} has no such option. Its options: {listed}."
-            )
+            listed = ", ".join(known) or "none"
+            raise ConfigError(f"objective.options.{option}: {name} has no such option. It has: {listed}.")
     return partial(function, **options)

@@ -53,7 +53,9 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]
     def receive_weights(self, update_info: UpdateInfo) -> None:
         bytes_ = np.memmap(update_info.path, dtype=np.uint8, mode="c")
         specs = [TensorSpec(**spec) for spec in update_info.tensors]
-        self.model.load_weights(unpack_tensors(torch.from_numpy(bytes_), specs))
+        self.model.load_weights(  # type: ignore[operator]
+            unpack_tensors(torch.from_numpy(bytes_), specs)
+        )
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
