@@ -15,7 +15,7 @@ def generator_environment(generation: Generation) -> dict[str, str]:
     return {
         "PATH": PATH,
         "OMP_NUM_THREADS": str(max(1, math.floor(generation.num_cpus))),
-        "VLLM_CPU_KVCACHE_SPACE": f"{generation.kv_cache_gib:g}",
+        "VLLM_CPU_KVCACHE_SPACE": str(generation.kv_cache_gib),
         # Ray places the actors; an engine that binds itself would pick the same cores as its neighbour.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",

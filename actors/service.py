@@ -17,6 +17,7 @@ from iris_ray.config import RunConfig
 from iris_ray.errors import ResourceError
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
+from iris_ray.weights.manifest import Probe
 
 POLL_S = 0.3
 STATUS_TIMEOUT_S = 120  # while they start, actors answer late
@@ -87,6 +88,11 @@ class Service:
             "ledger": status["buffer"]["ledger"],
             "throughput": {"pairs_per_s": pairs_per_s, "generated_tokens_per_s": sum(rates)},
         }
+
+    def probe(self) -> Probe:
+        """The learner's log-probs under the newest weights."""
+        manifest: Any = self.store.get.remote(None)
+        return ray.get(manifest, timeout=STATUS_TIMEOUT_S).probe
 
     def stop(self) -> None:
         """End every actor of the run, engines included."""

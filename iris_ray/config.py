@@ -164,8 +164,8 @@ class Generation(Section):
     """Responses that one engine writes at the same time."""
     max_ahead: int = Field(2048, ge=1)
     """Pairs that may wait for the learner: a slow learner slows the generators."""
-    kv_cache_gib: float = Field(1.0, gt=0)
-    """KV cache of an engine on CPU, in GiB."""
+    kv_cache_gib: int = Field(1, ge=1)
+    """KV cache of an engine on CPU, in whole GiB."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enforce_eager: bool = False
     """Skip vLLM's compilation: starts sooner, writes slower."""

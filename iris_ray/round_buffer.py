@@ -44,12 +44,13 @@ class RoundBuffer:
         self.ledger = Ledger(len(prompt_ids), epochs)
         self.batch_size = batch_size
         self.max_ahead = max_ahead
-        self.seed = seed
         self.steps_per_epoch = math.ceil(len(prompt_ids) / batch_size)
         self.steps = epochs * self.steps_per_epoch
         self.trained_steps = 0
         self._stored: dict[int, StoredPair] = {}
-        self._order = (0, np.arange(len(prompt_ids)))
+        shuffles = (np.random.default_rng([seed, round_.iteration, epoch]) for epoch in range(1, epochs))
+        self._orders = [np.arange(len(prompt_ids))]
+        self._orders += [shuffle.permutation(len(prompt_ids)) for shuffle in shuffles]
 
     def lease(self, holder: str, count: int) -> list[int]:
         """Up to `count` positions for `holder`, none when the learner is too far behind."""
@@ -66,10 +67,7 @@ class RoundBuffer:
         """Positions that step `step` (from 0) trains on."""
         epoch, index = divmod(step, self.steps_per_epoch)
         start = index * self.batch_size
-        if epoch != self._order[0]:
-            rng = np.random.default_rng([self.seed, self.round.iteration, epoch])
-            self._order = (epoch, rng.permutation(len(self.prompt_ids)))
-        return self._order[1][start : start + self.batch_size].tolist()
+        return self._orders[epoch][start : start + self.batch_size].tolist()
 
     def is_ready(self, step: int) -> bool:
         return self.ledger.is_written(self.positions(step))

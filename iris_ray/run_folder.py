@@ -5,11 +5,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import RunFolderError
+from iris_ray.weights.manifest import Probe
 
 
 class RunFolder:
@@ -56,6 +58,10 @@ class RunFolder:
         """Add one JSON object with the wall-clock time in seconds to metrics.jsonl."""
         with self.metrics.open("a") as file:
             file.write(json.dumps({"event": event, "time": time.time(), **values}) + "\n")
+
+    def write_probe(self, probe: Probe) -> None:
+        """Keep the final model's log-probs of a few sequences: whoever loads it elsewhere can compare."""
+        (self.final / "probe.json").write_text(json.dumps(asdict(probe)) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self.summary.write_text(json.dumps(summary, indent=2) + "\n")

@@ -49,6 +49,7 @@ class SelfPlay:
             service = Service(self.config, prepared, model_path)
             service.play(self.view)
             prepared.tokenizer.save_pretrained(folder.final)
+            folder.write_probe(service.probe())
         except KeyboardInterrupt:
             summary["status"] = "stopped"
             raise

@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import FinishReason
-from iris_ray.weights.buckets import TensorSpec
+from iris_ray.weights.manifest import TensorSpec
 from iris_ray.weights.vllm_engine import BACKEND
 
 

@@ -42,7 +42,7 @@ class SelfPlayLearner:
         self.pad = pad_token_id
         self.device = device
         self.objective = build_objective(config.objective.name, **config.objective.options)
-        model.to(device, getattr(torch, config.model.dtype))  # type: ignore[call-arg]
+        nn.Module.to(model, device, getattr(torch, config.model.dtype))
         _switch_dropout_off(model)
         self.opponent = SequenceScorer(copy.deepcopy(model)).eval().requires_grad_(False)
         self.engine, self.optimizer = build_engine(SequenceScorer(model), config.learner, config.model.dtype)

@@ -2,65 +2,42 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 
+from iris_ray.weights.manifest import TensorSpec
+
 ALIGNMENT = 64  # bytes; lets any dtype be viewed in place
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Where a tensor lies in its bucket: `offset` in bytes, `dtype` as torch spells it (`bfloat16`)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.torch_dtype.itemsize
 
 
 def pack_buckets(
     weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int
 ) -> Iterator[tuple[torch.Tensor, list[TensorSpec]]]:
-    """Group named tensors into byte buckets of about `bucket_bytes`, in the order given.
+    """Copy named tensors into byte buckets of up to `bucket_bytes`, in the order given.
 
-    Yields (uint8 tensor on the CPU, the specs of what lies in it). A tensor larger than
-    `bucket_bytes` gets a bucket of its own. Holds one bucket at a time.
+    Yields (uint8 tensor on the CPU, the specs of what lies in it). A tensor larger than `bucket_bytes`
+    gets a bucket of its own. A tensor is copied before the next is asked for, so it may be short-lived
+    (ZeRO-3); one bucket is held at a time.
     """
     specs: list[TensorSpec] = []
-    tensors: list[torch.Tensor] = []
+    bucket = torch.empty(0, dtype=torch.uint8)
     size = 0
     for name, tensor in weights:
         nbytes = tensor.numel() * tensor.element_size()
-        if tensors and size + nbytes > bucket_bytes:
-            yield _pack(tensors, specs, size), specs
-            specs, tensors, size = [], [], 0
+        if size + nbytes > len(bucket):
+            if specs:
+                yield bucket[:size], specs
+            bucket, specs, size = torch.empty(max(bucket_bytes, nbytes), dtype=torch.uint8), [], 0
         dtype = str(tensor.dtype).removeprefix("torch.")
-        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), size))
-        tensors.append(tensor.detach())
+        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), size, nbytes))
+        bucket[size : size + nbytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1))
         size += math.ceil(nbytes / ALIGNMENT) * ALIGNMENT
-    if tensors:
-        yield _pack(tensors, specs, size), specs
-
-
-def _pack(tensors: list[torch.Tensor], specs: list[TensorSpec], size: int) -> torch.Tensor:
-    bucket = torch.empty(size, dtype=torch.uint8)
-    for tensor, spec in zip(tensors, specs, strict=True):
-        view = bucket[spec.offset : spec.offset + spec.nbytes].view(spec.torch_dtype)
-        view.copy_(tensor.reshape(-1))
-    return bucket
+    if specs:
+        yield bucket[:size], specs
 
 
 def unpack_tensors(bucket: torch.Tensor, specs: Iterable[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
     """Views of `bucket` (uint8, 1-D) under their names; no bytes are copied."""
     for spec in specs:
-        flat = bucket[spec.offset : spec.offset + spec.nbytes].view(spec.torch_dtype)
+        flat = bucket[spec.offset : spec.offset + spec.nbytes].view(getattr(torch, spec.dtype))
         yield spec.name, flat.view(spec.shape)

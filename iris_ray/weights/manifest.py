@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-from iris_ray.weights.buckets import TensorSpec
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor in its bucket: `dtype` as torch spells it (`bfloat16`), `offset` and `nbytes` in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from iris_ray.weights.buckets import TensorSpec, unpack_tensors
+from iris_ray.weights.buckets import unpack_tensors
+from iris_ray.weights.manifest import TensorSpec
 
 BACKEND = "object_store"
 

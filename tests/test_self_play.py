@@ -1,0 +1,201 @@
+"""The whole job on a tiny model: real Ray, vLLM and DeepSpeed."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors.environment import generator_environment
+from iris_ray import RunConfig, SelfPlay
+
+RECIPE = {
+    "model": {
+        "dtype": "float32",
+        "scratch": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "layers": 2,
+            "heads": 2,
+            "kv_heads": 1,
+            "warmup_steps": 60,
+        },
+    },
+    "data": {
+        "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
+        "holdout": 32,
+        "max_prompt_tokens": 32,
+        "max_response_tokens": 12,
+    },
+    "schedule": {"iterations": 2, "epochs": 2},
+    # Two generators and two learner ranks share two cores; the last batch of a pass is smaller.
+    "generation": {"count": 2, "num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "max_ahead": 64},
+    "learner": {
+        "workers": 2,
+        "num_cpus": 0.5,
+        "batch_size": 48,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 10,
+    },
+}
+PAIRS = 200 * 2
+
+
+def recipe(folder: Path, name: str) -> dict:
+    return RECIPE | {"run": {"name": name, "folder": str(folder)}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict]:
+    config = RunConfig.from_dict(recipe(tmp_path_factory.mktemp("runs"), "tiny"))
+    return config, SelfPlay(config).run()
+
+
+def test_the_summary_tells_what_happened(run: tuple[RunConfig, dict]) -> None:
+    config, summary = run
+    assert summary == json.loads((config.folder / "summary.json").read_text())
+    assert (summary["run"], summary["status"]) == ("tiny", "finished")
+    assert set(summary["versions"]) >= {"ray", "vllm", "deepspeed", "torch", "transformers"}
+    assert [entry["iteration"] for entry in summary["iterations"]] == [1, 2]
+    for entry in summary["iterations"]:
+        assert entry["pairs"] == PAIRS
+        assert entry["seconds"] > 0
+        assert 0.5 <= entry["alpha"] <= 3
+        assert 0 <= entry["exact_match"] <= 1
+    assert 0 <= summary["baseline"]["exact_match"] <= 1
+    assert summary["throughput"]["pairs_per_s"] > 0
+    assert summary["throughput"]["generated_tokens_per_s"] > 0
+
+
+def test_no_pair_is_lost_or_counted_twice(run: tuple[RunConfig, dict]) -> None:
+    assert run[1]["ledger"] == {"committed": 400, "lost": 0, "duplicated": 0}
+
+
+def test_every_update_of_every_generator_is_proven(run: tuple[RunConfig, dict]) -> None:
+    config, summary = run
+    updates = [event for event in metrics(config) if event["event"] == "update"]
+    # A generator that got no prompt of a round may skip its version, but the first and last are needed.
+    assert {event["version"] for event in updates} == {0, 1, 2}
+    assert {event["generator"] for event in updates} == {"generator-0", "generator-1"}
+    assert summary["sync"]["updates"] == len(updates)
+    assert summary["sync"]["parity_max_abs_diff"] < 1e-5
+
+
+def test_the_first_step_of_a_round_starts_at_zero(run: tuple[RunConfig, dict]) -> None:
+    steps = [event for event in metrics(run[0]) if event["event"] == "step"]
+    assert len(steps) == 2 * 2 * 5
+    for first in (event for event in steps if event["step"] == 1):
+        assert abs(first["loss"]) < 1e-6
+        assert first["ess_real"] == pytest.approx(48)
+
+
+def test_generation_overlaps_training(run: tuple[RunConfig, dict]) -> None:
+    # At most 64 pairs may be ahead of the learner, so 200 cannot all be written before the first step.
+    config = run[0]
+    assert config.generation.max_ahead < 200
+    assert [event["event"] for event in metrics(config)].count("iteration") == 2
+
+
+def test_the_written_pairs_are_kept(run: tuple[RunConfig, dict]) -> None:
+    config, _ = run
+    for iteration in (1, 2):
+        rows = pq.read_table(config.folder / "samples" / f"iteration-{iteration:03d}.parquet").to_pylist()
+        assert sorted(row["prompt_id"] for row in rows) == list(range(200))
+        assert {row["version"] for row in rows} == {iteration - 1}
+        assert all(row["real"].endswith("<|im_end|>") for row in rows)
+
+
+def test_the_final_model_is_the_learners(run: tuple[RunConfig, dict]) -> None:
+    final = run[0].folder / "final"
+    probe = json.loads((final / "probe.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(final)
+    AutoTokenizer.from_pretrained(final)
+    for tokens, expected in zip(probe["sequences"], probe["logprobs"], strict=True):
+        with torch.no_grad():
+            table = model(torch.tensor([tokens])).logits.log_softmax(-1)[0, :-1]
+        logprobs = table.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+        torch.testing.assert_close(logprobs, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_a_fresh_vllm_serves_the_final_model(
+    run: tuple[RunConfig, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iris_ray.generation.policy_engine import PolicyEngine
+
+    config, _ = run
+    for name, value in generator_environment(config.generation).items():
+        monkeypatch.setenv(name, value)
+    probe = json.loads((config.folder / "final" / "probe.json").read_text())
+
+    async def logprobs() -> list[list[float]]:
+        engine = PolicyEngine(config, str(config.folder / "final"), end_token_id=0, load_format="auto")
+        try:
+            return await engine.logprobs(probe["sequences"])
+        finally:
+            engine.shutdown()
+
+    for row, expected in zip(asyncio.run(logprobs()), probe["logprobs"], strict=True):
+        assert row == pytest.approx(expected, abs=1e-5)
+
+
+def test_nothing_is_left_running(run: tuple[RunConfig, dict]) -> None:
+    assert not ray.is_initialized()
+
+
+def metrics(config: RunConfig) -> list[dict]:
+    return [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_ctrl_c_stops_every_process_and_keeps_the_folder(tmp_path: Path) -> None:
+    endless = recipe(tmp_path, "stopped") | {"schedule": {"iterations": 1000, "epochs": 1}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(endless))
+    command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(tmp_path / "recipe.yaml")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    folder = tmp_path / "stopped"
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").exists(), process)
+        wait_for(lambda: '"iteration": 2' in (folder / "metrics.jsonl").read_text(), process)
+        # A terminal sends Ctrl-C to every process of its foreground group.
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert summary["iterations"]
+    wait_for(lambda: not children_of_session(process.pid))
+
+
+def children_of_session(session: int) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter() if _session(p) == session and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
+def wait_for(condition, process: subprocess.Popen | None = None, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        assert process is None or process.poll() is None, process and process.communicate()[0]
+        time.sleep(0.2)
