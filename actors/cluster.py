@@ -1,6 +1,7 @@
 """The Ray cluster that a run plays on."""
 
 import logging
+import socket
 from typing import Self
 
 import ray
@@ -9,6 +10,8 @@ from actors import names
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
 from iris_ray.resources import check_resources, needs
+
+CONNECT_TIMEOUT_S = 10
 
 
 class Cluster:
@@ -40,16 +43,31 @@ class Cluster:
 
 
 def _connect(address: str | None) -> str | None:
+    if address and ":" in address:
+        _check_reachable(address)
     try:
         context = ray.init(
             address=address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
         )
     except ConnectionError as error:
-        raise ConfigError(
-            f"run.ray_address={address}: no Ray cluster answers there ({error}). Start one with "
-            "'ray start --head', or leave the setting empty for a local cluster."
-        ) from error
+        raise _no_cluster(address, error) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _check_reachable(address: str) -> None:
+    # Ray itself would go on trying for many minutes.
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"run.ray_address={address}: no Ray cluster answers there ({error}). Start one with "
+        "'ray start --head', or leave the setting empty for a local cluster."
+    )
 
 
 def _check_name(run: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from iris_ray.config import RunConfig
@@ -50,8 +51,12 @@ def run(
     from iris_ray.report import results_table
     from iris_ray.self_play import SelfPlay
 
-    with ConsoleView(console) as view:
-        summary = SelfPlay(config, view).run()
+    try:
+        with ConsoleView(console) as view:
+            summary = SelfPlay(config, view).run()
+    except KeyboardInterrupt:
+        console.print("Stopped. All actors have ended; the run folder keeps what was done.")
+        raise typer.Exit(STOPPED_BY_USER) from None
     console.print()
     console.print(results_table(summary))
     _print_next_steps(config)
@@ -104,12 +109,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(standalone_mode=False)
+        app()
     except IrisRayError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        Console(stderr=True).print("Stopped. All actors have ended; the run folder keeps what was done.")
-        sys.exit(STOPPED_BY_USER)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)

@@ -44,6 +44,7 @@ def warm_up(
     begin = time.monotonic()
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.warmup_learning_rate, weight_decay=0.0)
     batches = _batches(train, spec.warmup_batch_size, random.Random(seed))
+    enough = spec.stop_at_exact_match
     step, loss, exact_match = 0, float("nan"), None
     model.train()
     for step in range(1, spec.warmup_steps + 1):
@@ -53,11 +54,12 @@ def warm_up(
         optimizer.step()
         optimizer.zero_grad()
         loss = mean_nll.item()
-        measured = None
-        if spec.stop_at_exact_match and (step % CHECK_EVERY == 0 or step == spec.warmup_steps):
-            measured = exact_match = greedy_exact_match(model, holdout[:CHECK_PROMPTS], end_token_id)
-        progress(step, spec.warmup_steps, loss, measured)
-        if spec.stop_at_exact_match and measured is not None and measured >= spec.stop_at_exact_match:
+        if enough is None or (step % CHECK_EVERY and step < spec.warmup_steps):
+            progress(step, spec.warmup_steps, loss, None)
+            continue
+        exact_match = greedy_exact_match(model, holdout[:CHECK_PROMPTS], end_token_id)
+        progress(step, spec.warmup_steps, loss, exact_match)
+        if exact_match >= enough:
             break
     model.eval()
     return WarmupResult(step, loss, exact_match, time.monotonic() - begin)
@@ -99,14 +101,13 @@ def _through_end(tokens: list[int], end_token_id: int) -> list[int]:
 
 def _mean_nll(model: Qwen2ForCausalLM, batch: Sequence[Demonstration]) -> torch.Tensor:
     """Mean NLL of the response tokens. Right padding needs no mask: causal attention looks left only."""
-    rows = [torch.tensor(item.prompt_tokens + item.response_tokens) for item in batch]
-    input_ids_BT = pad_sequence(rows, batch_first=True)
-    labels_BT = pad_sequence([row.clone() for row in rows], batch_first=True, padding_value=IGNORED)
-    for labels_T, item in zip(labels_BT, batch, strict=True):
-        labels_T[: len(item.prompt_tokens)] = IGNORED
-    targets_BT = labels_BT[:, 1:]
+    inputs = [torch.tensor([*item.prompt_tokens, *item.response_tokens[:-1]]) for item in batch]
+    targets = [
+        torch.tensor([IGNORED] * (len(item.prompt_tokens) - 1) + item.response_tokens) for item in batch
+    ]
+    targets_BT = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
     wanted_BT = targets_BT != IGNORED
-    hidden_BTH = model.model(input_ids_BT[:, :-1], use_cache=False).last_hidden_state
+    hidden_BTH = model.model(pad_sequence(inputs, batch_first=True), use_cache=False).last_hidden_state
     return cross_entropy(model.lm_head(hidden_BTH[wanted_BT]), targets_BT[wanted_BT])
 
 

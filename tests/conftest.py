@@ -1,0 +1,56 @@
+"""Small made things that several tests need."""
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import settings
+
+from iris_ray.config import RunConfig
+from iris_ray.contracts import SelfPlayPair
+
+if TYPE_CHECKING:
+    from transformers import Qwen2ForCausalLM
+
+VOCABULARY = 64
+
+# The same examples on every machine, however slow it is.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+
+def run_config(**sections: dict[str, Any]) -> RunConfig:
+    """A valid configuration of a float32 model and data that nobody loads, with `sections` laid over it."""
+    return RunConfig.from_dict({"model": {"path": "a", "dtype": "float32"}, "data": {"path": "b"}} | sections)
+
+
+def make_pairs(count: int, seed: int) -> list[SelfPlayPair]:
+    """Pairs of random tokens, prompts and responses of 2 to 9 each; every third response was cut."""
+    rng = random.Random(seed)
+
+    def tokens() -> list[int]:
+        return rng.choices(range(1, VOCABULARY), k=rng.randint(2, 9))
+
+    return [
+        SelfPlayPair(1, i, tokens(), tokens(), tokens(), "length" if i % 3 == 2 else "stop", version=0)
+        for i in range(count)
+    ]
+
+
+def tiny_model(seed: int = 0) -> "Qwen2ForCausalLM":
+    """A tied Qwen2 in float32, its weights large enough that no two tokens are equally likely."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config)

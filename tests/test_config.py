@@ -1,0 +1,196 @@
+"""The configuration: what is accepted, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import run_config
+
+from iris_ray.config import RunConfig
+from iris_ray.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+MINIMAL = {"model": {"path": "a"}, "data": {"path": "b"}}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def refused(**sections) -> str:
+    with pytest.raises(ConfigError) as error:
+        RunConfig.from_dict(MINIMAL | sections)
+    return str(error.value)
+
+
+def test_everything_but_model_and_data_has_a_default():
+    config = RunConfig.from_dict(MINIMAL)
+    assert config.folder == Path("runs/demo")
+    assert config.max_length == 2048
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_known_one():
+    message = refused(learner={"batchsize": 4})
+    assert (
+        message == "configuration:\n  learner.batchsize: there is no such setting. Did you mean batch_size?"
+    )
+
+
+def test_an_unknown_section_is_refused_with_the_nearest_known_one():
+    assert "learnr: there is no such setting. Did you mean learner?" in refused(learnr={})
+
+
+def test_an_unknown_setting_deep_inside_is_refused_with_those_there_are():
+    message = refused(model={"scratch": {"hidden_sizes": 64, "xyz": 1}})
+    assert "model.scratch.hidden_sizes: there is no such setting. Did you mean hidden_size?" in message
+    assert "model.scratch.xyz: there is no such setting. Known here: vocab_size, hidden_size," in message
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("learner", {"zero_stage": 4}, "learner.zero_stage: 4 does not fit: input should be 0, 1, 2 or 3."),
+        ("learner", {"learning_rate": 0}, "learner.learning_rate: 0 does not fit: input should be greater"),
+        (
+            "learner",
+            {"batch_size": "many"},
+            "learner.batch_size: 'many' does not fit: input should be",
+        ),
+        ("run", {"name": "../up"}, "run.name: '../up' does not fit: string should match"),
+        ("alpha", {"schedule": "fix"}, "alpha.schedule: 'fix' does not fit: input should be 'fixed' or"),
+        ("sync", 3, "sync: 3 does not fit"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field(section, values, message):
+    assert message in refused(**{section: values})
+
+
+def test_all_errors_are_told_at_once():
+    assert len(refused(learner={"workers": 0, "zero_stage": 9}, run={"seed": -1}).splitlines()) == 4
+
+
+def test_a_missing_section_is_named():
+    with pytest.raises(ConfigError, match="data: is missing; please set it"):
+        RunConfig.from_dict({"model": {"path": "a"}})
+
+
+@pytest.mark.parametrize(
+    ("section", "both"),
+    [("model", {"path": "a", "scratch": {}}), ("data", {"path": "b", "sort_digits": {}})],
+)
+def test_exactly_one_source(section, both):
+    message = f"{section}: set exactly one of {section}.path"
+    assert message in refused(**{section: both})
+    assert message in refused(**{section: {}})
+    for name, value in both.items():
+        assert RunConfig.from_dict(MINIMAL | {section: {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"alpha": {"minimum": 2, "maximum": 1}},
+            "alpha.maximum (1.0) must be at least alpha.minimum",
+        ),
+        ({"data": {"sort_digits": {"min_digits": 9}}}, "max_digits (8) must be at least min_digits (9)"),
+        ({"generation": {"max_ahead": 8}}, "max_ahead (8) must be at least learner.batch_size (64)"),
+    ],
+)
+def test_settings_that_contradict_each_other(sections, message):
+    assert message in refused(**sections)
+
+
+def test_settings_cannot_be_changed_later():
+    with pytest.raises(ValueError, match="frozen"):
+        run_config().run.name = "other"
+
+
+def test_overrides_are_yaml_values_at_any_depth(recipe):
+    config = RunConfig.from_yaml(
+        recipe,
+        [
+            "learner.learning_rate=5e-7",
+            "run.name = second",
+            "generation.enforce_eager=true",
+            "objective.options={lam: 0.5}",
+            "data.sort_digits.examples=12",
+            "data.path=null",
+            "evaluation.answer_pattern='#### (.+)'",
+            "run.ray_address=",
+        ],
+    )
+    assert config.learner.learning_rate == 5e-7
+    assert config.run.name == "second"
+    assert config.generation.enforce_eager is True
+    assert config.objective.options == {"lam": 0.5}
+    assert config.data.sort_digits.examples == 12
+    assert config.evaluation.answer_pattern == "#### (.+)"
+    assert config.run.ray_address is None
+
+
+def test_an_override_fills_a_section_left_empty(recipe):
+    recipe.write_text("model: {path: a}\ndata:\n")
+    assert RunConfig.from_yaml(recipe, ["data.path=rows.jsonl"]).data.path == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.name", "write it as section.key=value"),
+        ("name=second", "write it as section.key=value"),
+        ("model.path.deeper=1", "path is a value, not a section"),
+        ("run.name={", "not valid YAML"),
+        ("run.nam=second", "run.nam: there is no such setting. Did you mean name?"),
+    ],
+)
+def test_malformed_overrides(recipe, override, message):
+    with pytest.raises(ConfigError) as error:
+        RunConfig.from_yaml(recipe, [override])
+    assert message in str(error.value)
+
+
+def test_a_recipe_that_does_not_exist(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml does not exist"):
+        RunConfig.from_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("model: [", "is not valid YAML"), ("- model", "must hold sections")]
+)
+def test_a_recipe_that_cannot_be_read(recipe, text, message):
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_yaml(recipe)
+
+
+def test_errors_name_the_recipe(recipe):
+    recipe.write_text("")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:\n  model: is missing"):
+        RunConfig.from_yaml(recipe)
+
+
+def test_what_is_written_reads_back_the_same(recipe):
+    config = run_config(
+        run={"folder": "über/runs", "ray_address": "auto"},
+        data={"sort_digits": {"examples": 7}},
+        objective={"options": {"lam": 0.1, "link": "hinge", "swap": True}},
+        sync={"parity_tolerance": 1e-4},
+    )
+    recipe.write_text(config.to_yaml())
+    assert RunConfig.from_yaml(recipe) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_fit_and_are_named_after_their_file(path):
+    asks_for_data = yaml.safe_load(path.read_text())["data"].get("path", "") is None
+    config = RunConfig.from_yaml(path, ["data.path=rows.jsonl"] if asks_for_data else [])
+    assert config.run.name == path.stem
+
+
+def test_the_gsm8k_recipe_asks_for_its_data():
+    with pytest.raises(ConfigError, match=r"set exactly one of data\.path"):
+        RunConfig.from_yaml(Path(__file__).parents[1] / "recipes/gsm8k.yaml")

@@ -1,0 +1,260 @@
+"""The learner's step: real DeepSpeed on one and two ranks against one plain full-batch step of torch."""
+
+import copy
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from conftest import make_pairs, run_config, tiny_model
+from torch import multiprocessing
+from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
+
+from actors.environment import learner_environment
+from iris_ray.batching import balance
+from iris_ray.config import Learner
+from iris_ray.contracts import SelfPlayPair, StepReport
+
+if TYPE_CHECKING:
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+ALPHA = 1.7
+LEARNING_RATE = 1e-2
+BATCHES = [make_pairs(7, seed=step) for step in range(4)]
+LOPSIDED_STEP = 2  # rank 0 trains on the whole batch, the other one on nothing
+CASES = [(stage, micro_batch_size) for stage in (0, 2, 3) for micro_batch_size in (2, 100)]
+COURSES = {"constant": [0, 0.5, 1, 1], "linear": [0, 0.5, 1, 0.5], "cosine": [0, 0.5, 1, 0.5]}
+PROBE = [pair.prompt_tokens + pair.real_tokens for pair in BATCHES[0]]
+
+# With its own eps of 1e-8, AdamW's first steps are the signs of the gradient: that makes whole steps of
+# rounding errors near zero and hides a gradient of the wrong scale. With 1 they follow the gradient.
+EPS = 1.0
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Outcome:
+    """What one rank saw of one case: a round of four steps, and the first step of the next round."""
+
+    reports: list[StepReport]
+    policy: Weights
+    opponent: Weights
+    logprobs: list[list[float]]
+    saved: Path
+    next_report: StepReport
+    next_rows: torch.Tensor
+
+
+def share(step: int, rank: int, ranks: int) -> list[SelfPlayPair]:
+    batch = BATCHES[step]
+    if step == LOPSIDED_STEP:
+        return batch if rank == 0 else []
+    return [batch[i] for i in balance([pair.num_tokens for pair in batch], ranks)[rank]]
+
+
+def build_learner(**settings: Any) -> "SelfPlayLearner":
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+    config = run_config(learner={"learning_rate": LEARNING_RATE, "max_grad_norm": 1e9} | settings)
+    return SelfPlayLearner(tiny_model(), config, 0, torch.device("cpu"))
+
+
+def play(rank: int, ranks: int, stage: int, micro_batch_size: int, folder: Path) -> Outcome:
+    from iris_ray.weights.buckets import pack_buckets, unpack_tensors
+
+    learner = build_learner(
+        zero_stage=stage, micro_batch_size=micro_batch_size, lr_schedule="constant", lr_warmup_ratio=0
+    )
+    for group in learner.optimizer.param_groups:
+        group["eps"] = EPS
+    learner.start_round(len(BATCHES))
+    reports = [learner.step(share(step, rank, ranks), ALPHA).report for step in range(len(BATCHES))]
+    published = pack_buckets(learner.weights(), 10_000)
+    policy = {name: tensor for bucket in published for name, tensor in unpack_tensors(*bucket)}
+    opponent = copy.deepcopy(dict(learner.opponent.model.named_parameters()))
+    logprobs = learner.token_logprobs(PROBE)
+    learner.save(str(folder))
+    learner.start_round(1)
+    following = learner.step(share(0, rank, ranks), ALPHA)
+    return Outcome(reports, policy, opponent, logprobs, folder, following.report, following.rows)
+
+
+def learning_rates(rank: int, ranks: int, schedule: str) -> list[list[float]]:
+    """The learning rates of two rounds whose first half is warm-up."""
+    learner = build_learner(lr_schedule=schedule, lr_warmup_ratio=0.5)
+    rounds = []
+    for _ in range(2):
+        learner.start_round(len(BATCHES))
+        steps = [learner.step(share(step, rank, ranks), ALPHA) for step in range(len(BATCHES))]
+        rounds.append([step.report.learning_rate for step in steps])
+    return rounds
+
+
+def run_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        learner_environment(Learner()),
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+    results: dict[Any, Any] = {case: play(rank, ranks, *case, folder / str(case)) for case in CASES}
+    results |= {schedule: learning_rates(rank, ranks, schedule) for schedule in COURSES}
+    torch.save(results, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def results(request, tmp_path_factory) -> list[dict[Any, Any]]:
+    """What each rank saw of everything."""
+    folder, ranks = tmp_path_factory.mktemp("learner"), request.param
+    multiprocessing.spawn(run_rank, (ranks, free_port(), folder), nprocs=ranks)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "ZeRO {} micro-batches of {}".format(*case))
+def by_rank(request, results) -> list[Outcome]:
+    return [seen[request.param] for seen in results]
+
+
+@pytest.fixture
+def outcome(by_rank) -> Outcome:
+    return by_rank[-1]  # which one does not matter, and the last is the one that neither writes nor leads
+
+
+@dataclass
+class Reference:
+    losses: list[float]
+    grad_norms: list[float]
+    start: Weights
+    trained: Weights
+
+
+def sequence_logprob(model: Qwen2ForCausalLM, prompt: list[int], response: list[int]) -> torch.Tensor:
+    tokens = torch.tensor(prompt + response)
+    table = model(tokens[None]).logits[0].log_softmax(-1)
+    at = torch.arange(len(prompt), len(tokens))
+    return table[at - 1, tokens[at]].double().sum()
+
+
+def log_ratios(
+    policy: Qwen2ForCausalLM, opponent: Qwen2ForCausalLM, sequences: Iterable[tuple[list[int], list[int]]]
+) -> torch.Tensor:
+    return torch.stack(
+        [sequence_logprob(policy, *each) - sequence_logprob(opponent, *each).detach() for each in sequences]
+    )
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """The same round by autograd of the whole batch's loss: no micro-batches, no padding, no DeepSpeed."""
+    policy, opponent = tiny_model().eval(), tiny_model().eval()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, eps=EPS, weight_decay=0.0)
+    losses, grad_norms = [], []
+    for batch in BATCHES:
+        real = log_ratios(policy, opponent, [(pair.prompt_tokens, pair.real_tokens) for pair in batch])
+        synthetic = log_ratios(
+            policy, opponent, [(pair.prompt_tokens, pair.synthetic_tokens) for pair in batch]
+        )
+        loss = ((ALPHA * synthetic).exp().mean().log() / ALPHA) - (
+            ((ALPHA - 1) * real).exp().mean().log() / (ALPHA - 1)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        grad_norms.append(flat(parameter.grad for parameter in policy.parameters()).norm().item())
+    start, trained = (dict(model.named_parameters()) for model in (opponent, policy))
+    return Reference(losses, grad_norms, start, trained)
+
+
+def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+def same(left: Weights, right: Weights) -> bool:
+    return left.keys() == right.keys() and torch.equal(flat(left.values()), flat(right.values()))
+
+
+def test_losses_are_those_of_the_full_batch(by_rank, reference):
+    # Log-probs of about 40 nats carry float32 errors of some 4e-6, whatever is left of their difference.
+    expected = pytest.approx(reference.losses, rel=1e-5, abs=1e-5)
+    assert max(map(abs, reference.losses)) > 0.1
+    for outcome in by_rank:
+        assert [report.loss for report in outcome.reports] == expected
+
+
+def test_trained_weights_are_those_of_the_full_batch(outcome, reference):
+    assert outcome.policy.keys() == reference.trained.keys()
+    trained, expected, start = (
+        flat(weights.values()) for weights in (outcome.policy, reference.trained, reference.start)
+    )
+    # Measured: 3e-6 of the way the weights went. A wrong scale or share of the gradient is 1e-2 and more.
+    assert (trained - expected).norm() < 1e-4 * (expected - start).norm()
+    assert (trained - expected).abs().max() < 1e-4 * (expected - start).abs().max()
+
+
+@pytest.mark.parametrize("stage", [2, 3])  # DeepSpeed does not tell it without ZeRO
+def test_gradient_norms_are_those_of_the_full_batch(results, reference, stage):
+    norms = [report.grad_norm for report in results[0][stage, 2].reports]
+    assert norms == pytest.approx(reference.grad_norms, rel=1e-4)
+
+
+def test_reports_are_about_the_whole_batch(outcome):
+    assert {report.pairs for report in outcome.reports} == {7}
+    assert {report.truncated for report in outcome.reports} == {2}
+    assert {report.learning_rate for report in outcome.reports} == {LEARNING_RATE}
+
+
+def test_a_round_starts_with_nothing_to_tell_apart(outcome):
+    for report in (outcome.reports[0], outcome.next_report):
+        assert report.loss == pytest.approx(0, abs=1e-5)
+        assert (report.ess_real, report.ess_synthetic) == (pytest.approx(7), pytest.approx(7))
+    assert outcome.next_rows[:, :2].abs().max() < 1e-5
+    assert outcome.reports[-1].ess_real < 6.9
+
+
+def test_the_opponent_is_a_frozen_copy(outcome, reference):
+    assert same(outcome.opponent, reference.start)
+    assert not same(outcome.opponent, outcome.policy)
+
+
+def test_the_saved_model_is_the_policy(outcome):
+    model = AutoModelForCausalLM.from_pretrained(outcome.saved)
+    assert same(dict(model.named_parameters()), outcome.policy)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with torch.no_grad():
+        for tokens, logprobs in zip(PROBE, outcome.logprobs, strict=True):
+            expected = [sequence_logprob(model, tokens[:i], tokens[i : i + 1]) for i in range(1, len(tokens))]
+            assert logprobs == pytest.approx([value.item() for value in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(
+            "constant",
+            marks=pytest.mark.xfail(strict=True, reason="`constant` of transformers knows no warm-up"),
+        ),
+        "linear",
+        "cosine",
+    ],
+)
+def test_the_learning_rate_follows_its_course_in_every_round(results, schedule):
+    course = [LEARNING_RATE * part for part in COURSES[schedule]]
+    for rates in results[0][schedule]:
+        assert rates == pytest.approx(course)

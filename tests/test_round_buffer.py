@@ -1,0 +1,172 @@
+"""A round between generators and learner: what is written when, and what each step trains on."""
+
+import random
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iris_ray.batching import balance
+from iris_ray.game import Round
+from iris_ray.ledger import LedgerCounts
+from iris_ray.round_buffer import RoundBuffer, StoredPair, draw_prompts, sampling_seed
+
+GENERATORS = ("a", "b", "c")
+
+
+def round_buffer(
+    size: int = 10, *, epochs: int = 1, batch_size: int = 4, max_ahead: int = 100, seed=0, iteration=1
+) -> RoundBuffer:
+    round_ = Round(iteration, version=iteration - 1, alpha=1.0, gap=0.0, reason="")
+    return RoundBuffer(
+        round_, np.arange(size), epochs=epochs, batch_size=batch_size, max_ahead=max_ahead, seed=seed
+    )
+
+
+def stored(position: int) -> StoredPair:
+    return StoredPair("chunk", position, num_tokens=8 + position * 7 % 23)
+
+
+def filled(**shape: int) -> RoundBuffer:
+    buffer = round_buffer(**shape)
+    for position in buffer.lease("a", len(buffer.prompt_ids)):
+        buffer.add("a", position, stored(position))
+    return buffer
+
+
+def all_batches(buffer: RoundBuffer) -> list[list[int]]:
+    return [buffer.positions(step) for step in range(buffer.steps)]
+
+
+def play(buffer: RoundBuffer, rng: random.Random) -> list[list[int]]:
+    """Generators that write in any order, die and deliver late, and a learner; returns its batches."""
+    under_way: list[tuple[str, int]] = []
+    batches = []
+    for step in range(buffer.steps):
+        while not buffer.is_ready(step):
+            holder = rng.choice(GENERATORS)
+            under_way += [(holder, position) for position in buffer.lease(holder, rng.randint(1, 4))]
+            rng.shuffle(under_way)
+            while under_way and rng.random() < 0.6:
+                deliverer, position = under_way.pop()
+                buffer.add(deliverer, position, stored(position))
+            if rng.random() < 0.2:
+                buffer.ledger.give_back(rng.choice(GENERATORS))
+            assert buffer.ledger.leased + buffer.ledger.written <= (
+                buffer.trained_steps * buffer.batch_size + buffer.max_ahead
+            )
+        batches.append([pair.index for pair in buffer.share(step, 0, 1)])
+        buffer.commit(step)
+    return batches
+
+
+@given(
+    size=st.integers(1, 30),
+    epochs=st.integers(1, 3),
+    batch_size=st.integers(1, 8),
+    spare=st.integers(0, 8),
+    rng=st.randoms(use_true_random=False),
+)
+def test_every_pair_is_trained_on_once_an_epoch_whoever_wrote_it(size, epochs, batch_size, spare, rng):
+    buffer = round_buffer(size, epochs=epochs, batch_size=batch_size, max_ahead=batch_size + spare)
+    batches = play(buffer, rng)
+    assert Counter(chain(*batches)) == dict.fromkeys(range(size), epochs)
+    assert buffer.ledger.counts() == LedgerCounts(committed=size)
+    assert batches == all_batches(filled(size=size, epochs=epochs, batch_size=batch_size))
+    assert buffer.stored() == [stored(position) for position in range(size)]
+
+
+def test_a_slow_learner_slows_the_generators():
+    buffer = round_buffer(10, batch_size=2, max_ahead=5)
+    assert buffer.lease("a", 10) == [0, 1, 2, 3, 4]
+    assert buffer.lease("b", 10) == []
+    buffer.commit(0)
+    assert buffer.lease("b", 10) == [5, 6]
+
+
+def test_a_step_is_ready_once_its_whole_batch_is_written():
+    buffer = round_buffer(6, batch_size=2)
+    for position in buffer.lease("a", 4)[1:]:
+        buffer.add("a", position, stored(position))
+    assert [buffer.is_ready(step) for step in range(3)] == [False, True, False]
+
+
+def test_a_pair_that_comes_after_its_lease_was_given_back_is_dropped():
+    buffer = round_buffer(1)
+    buffer.lease("late", 1)
+    buffer.ledger.give_back("late")
+    assert buffer.lease("next", 1) == [0]
+    assert not buffer.add("late", 0, StoredPair("late", 0, 1))
+    assert buffer.add("next", 0, StoredPair("next", 0, 1))
+    assert [pair.chunk for pair in buffer.stored()] == ["next"]
+
+
+def test_the_first_epoch_follows_the_order_of_writing():
+    assert all_batches(round_buffer(10)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_later_epochs_are_shuffled_anew_and_cover_everything():
+    batches = all_batches(round_buffer(40, epochs=3, batch_size=12))
+    assert [len(batch) for batch in batches] == [12, 12, 12, 4] * 3
+    epochs = [list(chain(*batches[start : start + 4])) for start in (0, 4, 8)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+
+
+def test_batches_depend_on_seed_and_iteration_alone():
+    shape = {"epochs": 2, "batch_size": 5}
+    batches = all_batches(round_buffer(40, **shape))
+    assert batches == all_batches(round_buffer(40, **shape))
+    assert batches != all_batches(round_buffer(40, **shape, seed=1))
+    assert batches != all_batches(round_buffer(40, **shape, iteration=2))
+
+
+def test_steps_may_be_asked_for_in_any_order():
+    buffer = round_buffer(10, epochs=3)
+    assert [buffer.positions(step) for step in reversed(range(buffer.steps))] == all_batches(buffer)[::-1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_shares_of_the_ranks_make_up_the_batch_and_weigh_about_the_same(ranks):
+    buffer = filled(size=20, batch_size=16)
+    for step in range(buffer.steps):
+        shares = [buffer.share(step, rank, ranks) for rank in range(ranks)]
+        batch = [stored(position) for position in buffer.positions(step)]
+        assert sorted(chain(*shares), key=lambda pair: pair.index) == batch
+        tokens = [sum(pair.num_tokens for pair in share) for share in shares]
+        assert max(tokens) - min(tokens) <= max(pair.num_tokens for pair in batch)
+
+
+def test_a_rank_goes_without_where_there_are_too_few_pairs():
+    buffer = filled(size=1)
+    assert [len(buffer.share(0, rank, 3)) for rank in range(3)] == [1, 0, 0]
+
+
+@given(st.lists(st.integers(0, 100)), st.integers(1, 6))
+def test_balance_gives_every_item_once_and_no_rank_much_more(sizes, ranks):
+    shares = balance(sizes, ranks)
+    assert sorted(chain(*shares)) == list(range(len(sizes)))
+    totals = [sum(sizes[item] for item in share) for share in shares]
+    assert len(totals) == ranks
+    assert max(totals) - min(totals) <= max(sizes, default=0)
+
+
+def test_draw_prompts():
+    everything = draw_prompts(50, None, seed=0, iteration=1)
+    assert sorted(everything) == list(range(50))
+    assert draw_prompts(50, 8, seed=0, iteration=1).tolist() == everything[:8].tolist()
+    assert draw_prompts(50, 80, seed=0, iteration=1).tolist() == everything.tolist()
+    assert draw_prompts(50, 8, seed=1, iteration=1).tolist() != everything[:8].tolist()
+    assert draw_prompts(50, 8, seed=0, iteration=2).tolist() != everything[:8].tolist()
+
+
+def test_sampling_seeds_repeat_and_never_coincide():
+    def seeds() -> list[int]:
+        return [sampling_seed(s, i, p) for s in range(3) for i in range(1, 4) for p in range(100)]
+
+    assert seeds() == seeds()
+    assert len(set(seeds())) == 900
+    assert all(0 <= seed < 2**32 for seed in seeds())
