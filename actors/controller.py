@@ -72,7 +72,9 @@ class Controller:
     async def _archive(self, round_: Round) -> None:
         """Write the round's pairs to Parquet once all are written."""
         buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
-        chunks = list(dict.fromkeys(pair.chunk for pair in await buffer.all_written.remote()))
+        stored = await buffer.all_written.remote()
+        self.records.round_written()
+        chunks = list(dict.fromkeys(pair.chunk for pair in stored))
         path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"
         await asyncio.to_thread(write_samples, path, map(ray.get, chunks), self.tokenizer)
 

@@ -2,21 +2,33 @@
 
 from collections.abc import Iterator
 
-from iris_ray.errors import IrisRayError
+from ray.exceptions import RayActorError, RayTaskError
+
+from iris_ray.errors import IrisRayError, ResourceError
 
 
 def user_error(error: BaseException) -> BaseException:
-    """The error of ours inside what Ray raised, if there is one, else the error itself."""
-    return next((cause for cause in _causes(error) if isinstance(cause, IrisRayError)), error)
+    """The error of ours inside what Ray raised; a lost actor in words; else the error itself."""
+    causes = list(_causes(error))
+    for cause in causes:
+        # Ray's copy of an error is an instance of its class too, but its text is a whole traceback.
+        if isinstance(cause, IrisRayError) and not isinstance(cause, RayTaskError):
+            return cause
+    for cause in causes:
+        if isinstance(cause, RayActorError):
+            return ResourceError(
+                f"an actor of the run died: {str(cause).strip()}\nThe logs of all processes lie in "
+                "/tmp/ray/session_latest/logs of its node; out of memory is the most frequent reason."
+            )
+    return error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Ray wraps errors of actors, Ray Train those of its workers, task groups those of their tasks."""
-    seen = [error]
-    for current in seen:
+    """Ray wraps errors of actors, Ray Train those of its ranks, task groups those of their tasks."""
+    found = [error]
+    for current in found:
         inner = [getattr(current, "cause", None), current.__cause__]
         inner += getattr(current, "exceptions", ())
         inner += getattr(current, "worker_failures", {}).values()
-        seen += [cause for cause in inner if isinstance(cause, BaseException) and cause not in seen]
-        if type(current).__mro__[1].__name__ != "RayTaskError":
-            yield current
+        found += [cause for cause in inner if isinstance(cause, BaseException) and cause not in found]
+        yield current

@@ -19,7 +19,7 @@ from iris_ray.preparation import Prepared
 from iris_ray.view import View
 from iris_ray.weights.manifest import Probe
 
-POLL_S = 0.3
+POLL_S = 0.5
 STATUS_TIMEOUT_S = 120  # while they start, actors answer late
 STOP_TIMEOUT_S = 20
 

@@ -59,7 +59,7 @@ def run(
         raise typer.Exit(STOPPED_BY_USER) from None
     console.print()
     console.print(results_table(summary))
-    _print_next_steps(config)
+    _print_next_steps(config, recipe)
 
 
 def _print_plan(config: RunConfig) -> None:
@@ -83,19 +83,19 @@ def _print_plan(config: RunConfig) -> None:
         console.print(table)
 
 
-def _print_next_steps(config: RunConfig) -> None:
-    folder = config.folder
+def _print_next_steps(config: RunConfig, recipe: Path) -> None:
+    folder, again = config.folder, f"{os.path.relpath(sys.argv[0])} run {recipe}"
     console.print(
         f"Run folder: {folder}\n"
-        f"  final/         the model, in Hugging Face format\n"
-        f"  samples/       the written pairs\n"
-        f"  metrics.jsonl  every step\n"
-        f"  report.html    this table and the settings\n"
-        "Next:\n"
-        "  another seed        iris-ray run recipes/demo.yaml --set run.name=second --set run.seed=1\n"
-        "  two generators      iris-ray run recipes/demo.yaml --set run.name=two --set generation.count=2\n"
-        "  your own data       iris-ray run recipes/demo.yaml --set run.name=mine --set data.path=FILE \\\n"
-        "                        --set data.sort_digits=null",
+        "  final/         the model, in Hugging Face format\n"
+        "  samples/       the written pairs\n"
+        "  metrics.jsonl  every step\n"
+        "  report.html    this table and the settings\n"
+        "What to try next:\n"
+        f"  another seed    {again} --set run.name=seed-1 --set run.seed=1\n"
+        f"  two generators  {again} --set run.name=two --set generation.count=2\n"
+        f"  go on from here {again} --set run.name=more --set model.scratch=null \\\n"
+        f"                    --set model.path={folder}/final",
         highlight=False,
         soft_wrap=True,
     )

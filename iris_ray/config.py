@@ -11,7 +11,7 @@ from iris_ray.errors import ConfigError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Run(Section):
@@ -114,7 +114,7 @@ class Data(Section):
 
 class Objective(Section):
     name: str = "iris"
-    options: dict[str, float | int | str | bool] = {}
+    options: dict[str, Any] = {}
     """Options of the objective, for instance `lam`."""
 
 

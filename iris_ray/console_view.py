@@ -63,8 +63,8 @@ class ConsoleView(View):
         self._print(f"Warm-up by SFT: {result.steps} steps in {result.seconds:.0f} s{reached}")
 
     def starting(self, dashboard_url: str | None) -> None:
-        where = f" Ray dashboard: {dashboard_url}" if dashboard_url else ""
-        self._print(f"Starting Ray, the generators and the learner.{where}")
+        where = f"Ray dashboard: {dashboard_url}. " if dashboard_url else ""
+        self._print(f"Starting generators and learner. {where}Logs: /tmp/ray/session_latest/logs")
 
     def update(self, status: dict[str, Any]) -> None:
         self._finished_iterations(status)

@@ -1,13 +1,13 @@
 """The ledger of an opponent's round: every prompt counted exactly once, whatever dies."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """Pairs of finished rounds: trained on in every pass, missed in some pass, trained on too often."""
+    """Pairs of finished rounds: trained on once in every pass, missed in one, trained on twice in one."""
 
     committed: int = 0
     lost: int = 0
@@ -32,7 +32,7 @@ class Ledger:
         self._waiting = deque(range(size))
         self._holder: dict[int, str] = {}
         self._written: set[int] = set()
-        self._commits = [0] * size
+        self._commits: Counter[tuple[int, int]] = Counter()
 
     def lease(self, holder: str, count: int, below: int) -> list[int]:
         """Give `holder` up to `count` waiting positions smaller than `below`."""
@@ -58,10 +58,9 @@ class Ledger:
         self._written.add(position)
         return True
 
-    def commit(self, positions: Iterable[int]) -> None:
-        """Record that an optimiser step trained on `positions`."""
-        for position in positions:
-            self._commits[position] += 1
+    def commit(self, epoch: int, positions: Iterable[int]) -> None:
+        """Record that an optimiser step trained on `positions` in pass `epoch`."""
+        self._commits.update((epoch, position) for position in positions)
 
     @property
     def written(self) -> int:
@@ -80,6 +79,11 @@ class Ledger:
 
     def counts(self) -> LedgerCounts:
         """The books of the round, to be read when it is over."""
-        committed = sum(commits == self.epochs for commits in self._commits)
-        lost = sum(commits < self.epochs for commits in self._commits)
-        return LedgerCounts(committed, lost, self.size - committed - lost)
+        commits = [
+            {self._commits[epoch, position] for epoch in range(self.epochs)} for position in range(self.size)
+        ]
+        return LedgerCounts(
+            committed=sum(times == {1} for times in commits),
+            lost=sum(0 in times for times in commits),
+            duplicated=sum(max(times) > 1 for times in commits),
+        )

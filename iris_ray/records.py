@@ -20,13 +20,14 @@ class Records:
         self.iterations: list[dict[str, Any]] = []
         self.updates: list[Update] = []
         self.evaluated_version = -1
+        self.opened = 0.0
         self.steps = 0
         self.step = 0
         self.round: Round | None = None
         self.last_step: dict[str, Any] = {}
 
     def round_opened(self, round_: Round, steps: int) -> None:
-        self.round, self.steps, self.step = round_, steps, 0
+        self.round, self.steps, self.step, self.opened = round_, steps, 0, time.monotonic()
         self.iterations.append(
             {
                 "iteration": round_.iteration,
@@ -38,7 +39,7 @@ class Records:
                 "pairs": 0,
                 "truncated": 0,
                 "seconds": None,
-                "started": time.time(),
+                "generation_seconds": None,
             }
         )
 
@@ -51,10 +52,16 @@ class Records:
         where = {"iteration": current["iteration"], "step": self.step, "alpha": current["alpha"]}
         self.folder.append_metrics("step", where | self.last_step)
 
+    def round_written(self) -> None:
+        """The opponent has answered every prompt; training on the answers began long before."""
+        current = self.iterations[-1]
+        current["generation_seconds"] = time.monotonic() - self.opened
+        self.folder.append_metrics("written", {"iteration": current["iteration"]})
+
     def round_closed(self, end: RoundEnd) -> None:
         """Training against the opponent is over; its successor is not evaluated yet."""
         current = self.iterations[-1]
-        current["seconds"] = time.time() - current.pop("started")
+        current["seconds"] = time.monotonic() - self.opened
         current["loss"] = end.loss
         current["reward_real"], current["reward_synthetic"] = end.reward_real, end.reward_synthetic
         current["pairs_per_s"] = current["pairs"] / current["seconds"]

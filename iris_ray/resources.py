@@ -8,7 +8,9 @@ from iris_ray.errors import ResourceError
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
-PROCESS_BYTES = 1.5 * GIB  # Python, torch and vLLM or DeepSpeed before any weights; measured
+# Before any weights, measured: an actor, vLLM's core and its worker; a rank with DeepSpeed.
+GENERATOR_BYTES = 2.5 * GIB
+RANK_BYTES = 1.0 * GIB
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ def generator_memory(config: RunConfig, parameters: int) -> int:
     """Host memory of a generator in bytes: weights, a bucket in transit, and the KV cache on CPU."""
     weights = parameters * BYTES[config.model.dtype]
     cache = 0 if config.generation.num_gpus else config.generation.kv_cache_gib * GIB
-    return int(PROCESS_BYTES + 2 * weights + cache)
+    return int(GENERATOR_BYTES + 2 * weights + cache)
 
 
 def learner_memory(config: RunConfig, parameters: int) -> int:
@@ -37,7 +39,7 @@ def learner_memory(config: RunConfig, parameters: int) -> int:
     """
     weights = 3 * parameters * BYTES[config.model.dtype]
     states = 0 if config.learner.num_gpus else 16 * parameters
-    return int(PROCESS_BYTES + weights + states)
+    return int(RANK_BYTES + weights + states)
 
 
 def needs(config: RunConfig, parameters: int) -> list[Need]:

@@ -80,7 +80,7 @@ class RoundBuffer:
 
     def commit(self, step: int) -> None:
         """Enter a finished optimiser step in the ledger."""
-        self.ledger.commit(self.positions(step))
+        self.ledger.commit(step // self.steps_per_epoch, self.positions(step))
         self.trained_steps = max(self.trained_steps, step + 1)
 
     def stored(self) -> list[StoredPair]:

@@ -31,12 +31,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":
-        """Make the folder of a new run. Raises `RunFolderError` if it already holds one."""
+        """Make the folder of a new run. Raises `RunFolderError` if there is something in it."""
         folder = cls(config.folder)
         if folder.config.exists():
             raise RunFolderError(
                 f"run.name={config.run.name}: {config.folder} already holds a run. Choose another run.name, "
                 f"or move the folder away. To go on from its result, set model.path={config.folder}/final."
+            )
+        if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
+            raise RunFolderError(
+                f"run.name={config.run.name}: {config.folder} exists and is not an empty folder. "
+                "Choose another run.name or run.folder."
             )
         try:
             folder.samples.mkdir(parents=True, exist_ok=True)

@@ -41,9 +41,16 @@ def test_only_the_present_holder_writes_and_only_once():
 
 def test_lost_and_duplicated_pairs_are_counted():
     ledger = Ledger(4, epochs=2)
-    for positions in ([0, 1, 2], [0, 1], [1]):
-        ledger.commit(positions)
+    for epoch, positions in ((0, [0, 1, 2]), (1, [0, 1]), (1, [1])):
+        ledger.commit(epoch, positions)
     assert ledger.counts() == LedgerCounts(committed=1, lost=2, duplicated=1)
+
+
+def test_a_second_commit_in_one_pass_does_not_stand_for_the_missing_one():
+    ledger = Ledger(1, epochs=2)
+    ledger.commit(0, [0])
+    ledger.commit(0, [0])
+    assert ledger.counts() == LedgerCounts(committed=0, lost=1, duplicated=1)
 
 
 def test_books_of_several_rounds_add_up():

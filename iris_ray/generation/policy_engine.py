@@ -55,7 +55,6 @@ class PolicyEngine:
                 enforce_eager=generation.enforce_eager,
                 load_format=load_format,
                 weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-                distributed_executor_backend="uni",  # no worker process beside the engine's own
                 seed=config.run.seed,
                 enable_log_requests=False,
             )

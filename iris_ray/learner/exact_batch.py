@@ -17,6 +17,6 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
 
 def largest_over_ranks(value: int) -> int:
     """The largest `value` that any rank brings."""
-    tensor = torch.tensor(value)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return max(values)

@@ -21,6 +21,8 @@ from iris_ray.learner.sequence_scorer import SequenceScorer, sequence_logprobs
 from iris_ray.objectives import build_objective, coefficients
 from iris_ray.objectives.coefficients import effective_sample_size
 
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -42,8 +44,9 @@ class SelfPlayLearner:
         self.pad = pad_token_id
         self.device = device
         self.objective = build_objective(config.objective.name, **config.objective.options)
-        nn.Module.to(model, device, getattr(torch, config.model.dtype))
-        _switch_dropout_off(model)
+        # No dropout: the two passes of a step must see the same function, and the game compares exact
+        # log-probs.
+        nn.Module.to(model, device, getattr(torch, config.model.dtype)).eval()
         self.opponent = SequenceScorer(copy.deepcopy(model)).eval().requires_grad_(False)
         self.engine, self.optimizer = build_engine(SequenceScorer(model), config.learner, config.model.dtype)
 
@@ -52,10 +55,11 @@ class SelfPlayLearner:
         frozen = dict(self.opponent.model.named_parameters())
         for name, weight in self.weights():
             frozen[name].data.copy_(weight)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = self.config.learner.learning_rate
-        warmup = round(self.config.learner.lr_warmup_ratio * steps)
-        self.lr_scheduler = get_scheduler(self.config.learner.lr_schedule, self.optimizer, warmup, steps)
+        learner = self.config.learner
+        warmup = round(learner.lr_warmup_ratio * steps)
+        self.lr_scheduler = get_scheduler(SCHEDULES[learner.lr_schedule], self.optimizer, warmup, steps + 1)
+        if warmup:
+            self.lr_scheduler.step()  # warm-up begins at 0, where a step would train nothing
 
     def step(self, pairs: Sequence[SelfPlayPair], alpha: float) -> StepResult:
         """One optimiser step; `pairs` is this rank's share of the batch and may be empty.
@@ -154,12 +158,3 @@ def _lengths(pairs: Sequence[SelfPlayPair], order: list[int]) -> torch.Tensor:
         for pair in (pairs[i] for i in order)
     ]
     return torch.tensor(rows, dtype=torch.float64).view(-1, 2)
-
-
-def _switch_dropout_off(model: nn.Module) -> None:
-    # The two passes of a step must see the same function, and the game compares exact log-probs.
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
