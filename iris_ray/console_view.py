@@ -1,6 +1,7 @@
 """A run on a terminal: bars while it goes on, a line an iteration."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,20 @@ from iris_ray.scratch.warmup import WarmupResult
 from iris_ray.view import View
 
 PLAIN_LINE_S = 15  # seconds between progress lines where bars cannot be drawn
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How far something is."""
+
+    name: str
+    done: int
+    total: int
+    unit: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.done}/{self.total} {self.unit} {self.note}".rstrip()
 
 
 class ConsoleView(View):
@@ -55,7 +70,7 @@ class ConsoleView(View):
     def warmup(self, step: int, steps: int, loss: float, exact_match: float | None) -> None:
         if exact_match is not None:
             self.warmup_score = f", exact match {share(exact_match)}"
-        self._bar("warm-up", step, steps, "steps", f"loss {loss:.3f}{self.warmup_score}")
+        self._show(Bar("warm-up", step, steps, "steps", f"loss {loss:.3f}{self.warmup_score}"))
 
     def warmed_up(self, result: WarmupResult) -> None:
         self._clear()
@@ -70,16 +85,17 @@ class ConsoleView(View):
         self._finished_iterations(status)
         if not status["iteration"]:
             ready = sum(generator["state"] == "ready" for generator in status["generators"])
-            self._bar("starting", ready, len(status["generators"]) or 1, "generators", "")
+            self._show(Bar("starting", ready, len(status["generators"]), "generators"))
             return
         if status["iteration"] != self.round:
             self._clear()
             self.round = status["iteration"]
         buffer, step = status["buffer"], status["last_step"]
-        if buffer["pairs"]:
-            self._bar("generation", buffer["written"], buffer["pairs"], "pairs", f"{buffer['leased']} leased")
         note = f"loss {step['loss']:.4f}" if status["step"] else ""
-        self._bar("training", status["step"], status["steps"], "steps", note)
+        self._show(
+            Bar("generation", buffer["written"], buffer["pairs"], "pairs", f"{buffer['leased']} under way"),
+            Bar("training", status["step"], status["steps"], "steps", note),
+        )
 
     def _finished_iterations(self, status: dict[str, Any]) -> None:
         evaluated = status["evaluated"]
@@ -95,17 +111,15 @@ class ConsoleView(View):
                 f"{entry['pairs']} pairs at {entry['pairs_per_s']:.1f}/s"
             )
 
-    def _bar(self, name: str, done: int, total: int, unit: str, note: str) -> None:
-        if not self.console.is_terminal:
-            self._line(f"{name}: {done}/{total} {unit} {note}")
-            return
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=total, unit=unit, note=note)
-        self.bars.update(self.tasks[name], completed=done, total=total, note=note)
-
-    def _line(self, text: str) -> None:
-        if time.monotonic() - self.last_line > PLAIN_LINE_S:
-            self._print(f"  {text.strip()}")
+    def _show(self, *bars: Bar) -> None:
+        """Draw the bars; where there is no terminal, say the same in a line now and then."""
+        if self.console.is_terminal:
+            for bar in bars:
+                if bar.name not in self.tasks:
+                    self.tasks[bar.name] = self.bars.add_task(bar.name, unit=bar.unit, note="")
+                self.bars.update(self.tasks[bar.name], completed=bar.done, total=bar.total, note=bar.note)
+        elif time.monotonic() - self.last_line > PLAIN_LINE_S:
+            self._print("  " + "; ".join(map(str, bars)))
 
     def _clear(self) -> None:
         for task in self.tasks.values():

@@ -1,14 +1,17 @@
 """What is done before the first actor starts: data, tokenizer, model, and every check they allow."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi, constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import PreparedData, demonstration, prepare_data
 from iris_ray.data.rows import Rows, read_rows
+from iris_ray.data.sources import HUB_TIMEOUT_S
 from iris_ray.errors import ModelError
 from iris_ray.evaluation import check_pattern
 from iris_ray.objectives import build_objective
@@ -85,6 +88,18 @@ def make_model(config: RunConfig, folder: RunFolder, prepared: Prepared, progres
     return result
 
 
+def _found(config: RunConfig) -> str:
+    # A mistyped folder is taken for a hub name, and loading alone would go on trying for half a minute.
+    name = config.model.path
+    assert name is not None
+    if not Path(name).is_dir() and not constants.HF_HUB_OFFLINE:
+        try:
+            HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        except Exception as error:  # of the hub's client, whichever it uses
+            raise _not_a_model(config, "model", error) from error
+    return name
+
+
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`. Raises `ModelError` if there is none."""
     try:
@@ -100,11 +115,9 @@ def count_parameters(config: RunConfig) -> int:
 
     Raises `ModelError` if it is no causal language model, or its context is too short for the data limits.
     """
-    assert config.model.path is not None
+    name = _found(config)
     try:
-        model_config = AutoConfig.from_pretrained(
-            config.model.path, trust_remote_code=config.model.trust_remote_code
-        )
+        model_config = AutoConfig.from_pretrained(name, trust_remote_code=config.model.trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 model_config, trust_remote_code=config.model.trust_remote_code
@@ -124,6 +137,7 @@ def count_parameters(config: RunConfig) -> int:
 def _not_a_model(config: RunConfig, what: str, error: Exception) -> ModelError:
     first_line = str(error).strip().splitlines()[0]
     return ModelError(
-        f"model.path={config.model.path}: no {what} can be loaded from it ({first_line}) Give a folder in "
-        "Hugging Face format (config.json, safetensors, tokenizer) or a hub name, or use model.scratch."
+        f"model.path={config.model.path}: no {what} can be loaded from it. Give a folder in "
+        "Hugging Face format (config.json, safetensors, tokenizer) or a hub name, or use model.scratch. "
+        f"The reason given: {first_line}"
     )

@@ -3,6 +3,7 @@
 import io
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,8 @@ from iris_ray.run_folder import RunFolder
 
 def results_table(summary: dict[str, Any]) -> Table:
     """One row an iteration, the start model first."""
-    table = Table(title=f"Run {summary['run']}: {summary['status']}", title_justify="left")
+    title = f"Run {summary['run']}: {summary['status']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("iteration", "α", "gap", "loss", "exact match", "pairs", "pairs/s", "seconds"):
         table.add_column(column, justify="right")
     baseline = summary.get("baseline", {}).get("exact_match")
