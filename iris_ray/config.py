@@ -236,6 +236,8 @@ class RunConfig(Section):
                 f"generation.max_ahead ({ahead}) must be at least learner.batch_size ({batch}), "
                 "or the first batch is never complete"
             )
+        if self.data.holdout == 0 and self.model.scratch and self.model.scratch.stop_at_exact_match:
+            raise ValueError("model.scratch.stop_at_exact_match needs held-out prompts: raise data.holdout")
         return self
 
     @property

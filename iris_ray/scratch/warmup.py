@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2ForCausalLM
 
 from iris_ray.config import ScratchModel
 from iris_ray.contracts import Demonstration
+from iris_ray.learner.micro_batches import IGNORED, lay_out
+from iris_ray.learner.sequence_scorer import SequenceScorer
 
 CHECK_EVERY = 25
 CHECK_PROMPTS = 128
-IGNORED = -100
 
 Progress = Callable[[int, int, float, float | None], None]
 """Called with step, most steps, loss in nats per token, and exact match where it was measured."""
@@ -42,13 +41,14 @@ def warm_up(
 ) -> WarmupResult:
     """Train `model` in place on the response tokens, until `stop_at_exact_match` or `warmup_steps`."""
     begin = time.monotonic()
+    scorer = SequenceScorer(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.warmup_learning_rate, weight_decay=0.0)
     batches = _batches(train, spec.warmup_batch_size, random.Random(seed))
     enough = spec.stop_at_exact_match
     step, loss, exact_match = 0, float("nan"), None
     model.train()
     for step in range(1, spec.warmup_steps + 1):
-        mean_nll = _mean_nll(model, next(batches))
+        mean_nll = _mean_nll(scorer, next(batches), end_token_id)
         mean_nll.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -99,16 +99,10 @@ def _through_end(tokens: list[int], end_token_id: int) -> list[int]:
     return tokens[: tokens.index(end_token_id) + 1] if end_token_id in tokens else tokens
 
 
-def _mean_nll(model: Qwen2ForCausalLM, batch: Sequence[Demonstration]) -> torch.Tensor:
-    """Mean NLL of the response tokens. Right padding needs no mask: causal attention looks left only."""
-    inputs = [torch.tensor([*item.prompt_tokens, *item.response_tokens[:-1]]) for item in batch]
-    targets = [
-        torch.tensor([IGNORED] * (len(item.prompt_tokens) - 1) + item.response_tokens) for item in batch
-    ]
-    targets_BT = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
-    wanted_BT = targets_BT != IGNORED
-    hidden_BTH = model.model(pad_sequence(inputs, batch_first=True), use_cache=False).last_hidden_state
-    return cross_entropy(model.lm_head(hidden_BTH[wanted_BT]), targets_BT[wanted_BT])
+def _mean_nll(scorer: SequenceScorer, demonstrations: Sequence[Demonstration], pad: int) -> torch.Tensor:
+    """Mean NLL of the response tokens, in nats."""
+    batch = lay_out([(item.prompt_tokens, item.response_tokens) for item in demonstrations], pad)
+    return -scorer(batch.tokens_ST, batch.labels_ST).sum() / (batch.labels_ST != IGNORED).sum()
 
 
 def _batches(train: Sequence[Demonstration], size: int, rng: random.Random) -> Iterator[list[Demonstration]]:
