@@ -25,6 +25,10 @@ class ResourceError(IrisRayError):
     """The cluster cannot hold the actors that were asked for, or lost one."""
 
 
+class EngineError(IrisRayError):
+    """A generator's engine died."""
+
+
 class ParityError(IrisRayError):
     """A generator's log-probs differ from the learner's after a weight update."""
 

@@ -9,6 +9,8 @@ from iris_ray.run_folder import RunFolder
 from iris_ray.versions import versions
 from iris_ray.view import View
 
+ERROR_CHARACTERS = 4000
+
 
 class SelfPlay:
     """Self-play fine-tuning as one call: `SelfPlay(RunConfig.from_yaml(path)).run()`.
@@ -54,7 +56,11 @@ class SelfPlay:
             summary["status"] = "stopped"
             raise
         except Exception as error:
-            summary |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            # An error out of an actor may carry the traceback of every task it took along.
+            summary |= {
+                "status": "failed",
+                "error": f"{type(error).__name__}: {str(error)[:ERROR_CHARACTERS]}",
+            }
             raise
         finally:
             if service:

@@ -14,11 +14,15 @@ from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import FinishReason
+from iris_ray.errors import EngineError
 from iris_ray.weights.manifest import TensorSpec
 from iris_ray.weights.vllm_engine import BACKEND
+
+MIN_BATCHED_TOKENS = 4096  # prompts of several requests share a forward pass up to this size
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class PolicyEngine:
                 trust_remote_code=config.model.trust_remote_code,
                 dtype=config.model.dtype,
                 max_model_len=config.max_length,
+                max_num_batched_tokens=max(config.max_length, MIN_BATCHED_TOKENS),
+                # A prompt that is read in pieces makes vLLM rewind the request's seed, which kills the
+                # engine on CPU ("CPU Generator does not use offset").
+                enable_chunked_prefill=generation.num_gpus > 0,
                 max_num_seqs=generation.concurrency,
                 gpu_memory_utilization=generation.gpu_memory_utilization,
                 enforce_eager=generation.enforce_eager,
@@ -105,6 +113,12 @@ class PolicyEngine:
 
     async def _request(self, prompt: list[int], parameters: SamplingParams) -> Any:
         request_id = str(next(self._request_ids))
-        async for output in self._engine.generate({"prompt_token_ids": prompt}, parameters, request_id):
-            final = output
+        try:
+            async for output in self._engine.generate({"prompt_token_ids": prompt}, parameters, request_id):
+                final = output
+        except EngineDeadError:
+            raise EngineError(
+                "the vLLM engine of a generator died. The reason stands in the log of its Generator actor: "
+                "see the Ray dashboard, or /tmp/ray/session_latest/logs on its node."
+            ) from None
         return final
