@@ -59,7 +59,7 @@ def run(
         raise typer.Exit(STOPPED_BY_USER) from None
     console.print()
     console.print(results_table(summary))
-    _print_next_steps(config, recipe)
+    _print_next_steps(config, recipe, overrides or [])
 
 
 def _print_plan(config: RunConfig) -> None:
@@ -83,8 +83,9 @@ def _print_plan(config: RunConfig) -> None:
         console.print(table)
 
 
-def _print_next_steps(config: RunConfig, recipe: Path) -> None:
-    folder, again = config.folder, f"{os.path.relpath(sys.argv[0])} run {recipe}"
+def _print_next_steps(config: RunConfig, recipe: Path, overrides: list[str]) -> None:
+    kept = [f"--set {override}" for override in overrides if not override.startswith("run.")]
+    folder, again = config.folder, " ".join([os.path.relpath(sys.argv[0]), "run", str(recipe), *kept])
     console.print(
         f"Run folder: {folder}\n"
         "  final/         the model, in Hugging Face format\n"
