@@ -1,5 +1,6 @@
 """The conductor of a run: builds its actors, watches over them, ends them."""
 
+import threading
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
 from iris_ray.errors import ResourceError
+from iris_ray.interrupt import interrupt_flag
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
 from iris_ray.weights.manifest import Probe
@@ -47,19 +49,25 @@ class Service:
         )
 
     def play(self, view: View) -> None:
-        """Play the whole game; raises the error of whichever part fails first."""
-        begin = time.monotonic()
-        running = [self.pool.run.remote(), self.learner]
+        """Play the whole game; raises the error of the part that fails first, KeyboardInterrupt on Ctrl-C."""
         try:
-            while running:
-                done, running = ray.wait(running, timeout=POLL_S)
-                status = self.status()
-                view.update(status)
-                ray.get(done)
-                if not status["iteration"] and time.monotonic() - begin > self.config.run.start_timeout_s:
-                    raise ResourceError(self._late(status))
+            with interrupt_flag() as interrupted:
+                self._watch(view, interrupted)
         except ray.exceptions.RayError as error:
             raise user_error(error) from error
+
+    def _watch(self, view: View, interrupted: threading.Event) -> None:
+        begin = time.monotonic()
+        running = [self.pool.run.remote(), self.learner]
+        while running:
+            done, running = ray.wait(running, timeout=POLL_S)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            status = self.status()
+            view.update(status)
+            ray.get(done)
+            if not status["iteration"] and time.monotonic() - begin > self.config.run.start_timeout_s:
+                raise ResourceError(self._late(status))
 
     def _late(self, status: dict[str, Any]) -> str:
         states = ", ".join(f"{g['name']} is {g['state']}" for g in status["generators"])
