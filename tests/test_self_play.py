@@ -174,7 +174,7 @@ def test_ctrl_c_stops_every_process_and_keeps_the_folder(tmp_path: Path) -> None
         wait_for(lambda: '"iteration": 2' in (folder / "metrics.jsonl").read_text(), process)
         # A terminal sends Ctrl-C to every process of its foreground group.
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, output
