@@ -92,11 +92,14 @@ class LearnerRank:
 
     def publish(self, version: int) -> None:
         """Put the policy's weights into the object store and name them in the weight store."""
+        # All ranks walk through the weights, as ZeRO-3 gathers each of them; rank 0 copies.
         buckets = []
-        # All ranks walk through the weights, as ZeRO-3 gathers each of them; one copies.
-        for data, tensors in pack_buckets(self.learner.weights(), self.config.sync.bucket_mib << 20):
-            if self.rank == 0:
+        if self.rank == 0:
+            for data, tensors in pack_buckets(self.learner.weights(), self.config.sync.bucket_mib << 20):
                 buckets.append(Bucket(ray.put(data.numpy()), tensors))
+        else:
+            for _ in self.learner.weights():
+                pass
         probe = Probe(self.probe, self.learner.token_logprobs(self.probe))
         if self.rank == 0:
             manifest = WeightManifest(version, buckets, probe)

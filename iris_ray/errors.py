@@ -31,7 +31,3 @@ class EngineError(IrisRayError):
 
 class ParityError(IrisRayError):
     """A generator's log-probs differ from the learner's after a weight update."""
-
-
-class RunStopped(IrisRayError):
-    """The run was stopped on request before its end."""
