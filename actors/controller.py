@@ -7,12 +7,13 @@ import ray
 from transformers import AutoTokenizer
 
 from actors import names
-from iris_ray.alpha import RoundEnd
 from iris_ray.config import RunConfig
 from iris_ray.contracts import StepReport, Update
 from iris_ray.data.prepare import load_split
 from iris_ray.evaluation import exact_match
 from iris_ray.game import Game, Round
+from iris_ray.gap import PairMeans
+from iris_ray.plugins import load_plugins
 from iris_ray.records import Records
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
@@ -27,9 +28,10 @@ class Controller:
 
     def __init__(self, config: RunConfig, model_path: str):
         self.config = config
+        load_plugins(config)
         self.game = Game(config)
         self.folder = RunFolder(config.folder)
-        self.records = Records(self.folder)
+        self.records = Records(self.folder, config.alpha)
         self.tokenizer = AutoTokenizer.from_pretrained(
             model_path, trust_remote_code=config.model.trust_remote_code
         )
@@ -37,18 +39,13 @@ class Controller:
         self.holdout = holdout.select(range(min(config.evaluation.prompts, len(holdout))))
         self.beside_training: asyncio.Future[Any] | None = None
 
-    async def next_round(self, version: int, end: RoundEnd | None) -> tuple[Round, int] | None:
-        """The round against the published opponent `version` and its number of steps; `None` at the end.
-
-        `end` tells how the previous round ended, `None` before the first.
-        """
+    async def next_round(self, version: int) -> tuple[Round, int] | None:
+        """The round against the published opponent `version` and its number of steps; `None` at the end."""
         buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
-        if end is not None:
-            assert self.beside_training is not None
-            self.records.round_closed(end)
+        if self.beside_training is not None:
             await self.beside_training
             await buffer.close_round.remote()
-        round_ = self.game.next_round(version, end)
+        round_ = self.game.next_round(version)
         if round_ is None:
             await self._evaluate(version)
             await buffer.close.remote()
@@ -58,6 +55,20 @@ class Controller:
         self.records.round_opened(round_, steps)
         self.beside_training = asyncio.gather(self._evaluate(version), self._archive(round_))
         return round_, steps
+
+    def round_started(self, start: PairMeans) -> Round:
+        """The open round after its first step, with the order that the rest of it is trained at."""
+        assert self.records.round is not None
+        round_ = self.game.measured_start(self.records.round, start)
+        if round_ != self.records.round:
+            self.records.order_set(round_)
+        return round_
+
+    def round_ended(self, end: PairMeans) -> dict[str, Any]:
+        """Take in how the round ended; returns the game's state, to be kept with the model it made."""
+        self.game.measured_end(end)
+        self.records.round_closed(end)
+        return self.game.state_dict()
 
     async def _evaluate(self, version: int) -> None:
         """Answer the held-out prompts with weights `version` and score the answers."""

@@ -1,6 +1,10 @@
 """The learner: a Ray Train job whose ranks run DeepSpeed."""
 
+import json
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -11,20 +15,21 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from actors import names
 from actors.environment import learner_environment
-from iris_ray.alpha import RoundEnd
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.errors import ResourceError
 from iris_ray.game import Round
 from iris_ray.learner.round_tail import RoundTail
 from iris_ray.resources import learner_memory
-from iris_ray.round_buffer import StoredPair
+from iris_ray.round_buffer import Share
 from iris_ray.run_folder import RunFolder
 from iris_ray.weights.buckets import pack_buckets
 from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
 
 if TYPE_CHECKING:
     from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+GAME_STATE = "game.json"
 
 
 @ray.remote(num_cpus=0)
@@ -65,15 +70,15 @@ def train_loop(settings: dict[str, Any]) -> None:
     )
     learner = SelfPlayLearner(model, config, settings["pad_token_id"], get_device())
     rank = LearnerRank(config, learner)
-    version, end = 0, None
+    version = 0
     while True:
         rank.publish(version)
-        opened = rank.next_round(version, end)
+        opened = rank.next_round(version)
         if opened is None:
             break
-        end = rank.play(*opened)
+        game = rank.play(*opened)
         version += 1
-        rank.checkpoint(version)
+        rank.checkpoint(version, game)
     learner.save(str(RunFolder(config.folder).final))
 
 
@@ -105,38 +110,51 @@ class LearnerRank:
             manifest = WeightManifest(version, buckets, probe)
             self._wait(self.store.publish.remote(manifest), f"the weight store to take version {version}")
 
-    def next_round(self, version: int, end: RoundEnd | None) -> tuple[Round, int] | None:
+    def next_round(self, version: int) -> tuple[Round, int] | None:
         """The next round and its number of steps, on every rank; `None` when the game is over."""
-        opened: list[tuple[Round, int] | None] = [None]
-        if self.rank == 0:
-            what = f"generators to load version {version} and finish the evaluation"
-            opened = [self._wait(self.controller.next_round.remote(version, end), what)]
-        dist.broadcast_object_list(opened)
-        return opened[0]
+        what = f"generators to load version {version} and finish the evaluation"
+        return self._ask(lambda: self.controller.next_round.remote(version), what)
 
-    def play(self, round_: Round, steps: int) -> RoundEnd:
-        """Train against one opponent, on its first pairs while it writes the others."""
+    def play(self, round_: Round, steps: int) -> dict[str, Any]:
+        """Train against one opponent, on its first pairs while it writes the others.
+
+        Returns the state of the game after it.
+        """
         self.learner.start_round(steps)
         tail = RoundTail(steps)
         share: ray.ObjectRef = self.buffer.share.remote(0, self.rank, self.ranks)
         for step in range(steps):
-            stored = self._wait(share, f"batch {step + 1} of {steps} in iteration {round_.iteration}")
+            batch = self._wait(share, f"batch {step + 1} of {steps} in iteration {round_.iteration}")
             if step + 1 < steps:
                 share = self.buffer.share.remote(step + 1, self.rank, self.ranks)
-            result = self.learner.step(_fetch(stored), round_.alpha)
+            result = self.learner.step(_fetch(batch), round_.alpha)
             tail.add(result.rows)
+            if step == 0:
+                start = result.rows.means(self.learner.objective, round_.alpha)
+                what = "the controller to set the order"
+                round_ = self._ask(lambda start=start: self.controller.round_started.remote(start), what)
             if self.rank == 0:
                 self._wait(self.buffer.commit.remote(step), "the sample buffer to commit a step")
                 self.controller.record_step.remote(result.report)
-        return tail.end(self.learner.objective, round_.alpha)
+        end = tail.means(self.learner.objective, round_.alpha)
+        what = "the controller to close the round"
+        return self._ask(lambda: self.controller.round_ended.remote(end), what)
 
-    def checkpoint(self, version: int) -> None:
-        """Keep the policy as a Hugging Face model in the run folder."""
+    def checkpoint(self, version: int, game: dict[str, Any]) -> None:
+        """Keep the policy as a Hugging Face model in the run folder, beside the state of the game."""
         with tempfile.TemporaryDirectory() as folder:
             self.learner.save(folder)
+            if self.rank == 0:
+                (Path(folder) / GAME_STATE).write_text(json.dumps(game))
             kept = Checkpoint.from_directory(folder) if self.rank == 0 else None
             name = f"iteration-{version:03d}"
             ray.train.report({"version": version}, checkpoint=kept, checkpoint_dir_name=name)
+
+    def _ask(self, question: Callable[[], ray.ObjectRef], what: str) -> Any:
+        """Rank 0 asks; all ranks get the answer."""
+        answer = [self._wait(question(), what) if self.rank == 0 else None]
+        dist.broadcast_object_list(answer)
+        return answer[0]
 
     def _wait(self, reference: ray.ObjectRef, what: str) -> Any:
         timeout = self.config.run.wait_timeout_s
@@ -149,7 +167,15 @@ class LearnerRank:
             ) from error
 
 
-def _fetch(stored: list[StoredPair]) -> list[SelfPlayPair]:
-    chunks = list(dict.fromkeys(pair.chunk for pair in stored))
+def _fetch(share: Share) -> list[SelfPlayPair]:
+    chunks = list(dict.fromkeys(pair.chunk for pair in share.pairs + share.initial))
     fetched = dict(zip(chunks, ray.get(chunks), strict=True))
-    return [fetched[pair.chunk][pair.index] for pair in stored]
+    pairs, initial = (
+        [fetched[pair.chunk][pair.index] for pair in stored] for stored in (share.pairs, share.initial)
+    )
+    if not initial:
+        return pairs
+    return [
+        replace(pair, initial_tokens=first.synthetic_tokens)
+        for pair, first in zip(pairs, initial, strict=True)
+    ]

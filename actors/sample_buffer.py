@@ -10,7 +10,9 @@ from iris_ray.contracts import Demonstration, SelfPlayPair
 from iris_ray.data.prepare import demonstration, load_split
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
-from iris_ray.round_buffer import RoundBuffer, StoredPair, draw_prompts, sampling_seed
+from iris_ray.objectives import build_objective
+from iris_ray.plugins import load_plugins
+from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, sampling_seed
 from iris_ray.run_folder import RunFolder
 
 
@@ -39,6 +41,10 @@ class SampleBuffer:
     def __init__(self, config: RunConfig):
         self.config = config
         self.train = load_split(RunFolder(config.folder).data, "train")
+        load_plugins(config)
+        objective = build_objective(config.objective.name, **config.objective.options)
+        self.compares_with_first = "initial" in objective.responses
+        self.initial: dict[int, StoredPair] = {}
         self.current: RoundBuffer | None = None
         self.books = LedgerCounts()
         self.closed = False
@@ -51,11 +57,12 @@ class SampleBuffer:
         async with self.changed:
             self.current = RoundBuffer(
                 round_,
-                draw_prompts(len(self.train), limit, seed, round_.iteration),
+                draw_prompts(len(self.train), limit, seed, round_.iteration, self.compares_with_first),
                 epochs=self.config.schedule.epochs,
                 batch_size=self.config.learner.batch_size,
                 max_ahead=self.config.generation.max_ahead,
                 seed=seed,
+                initial=self.initial,
             )
             self.changed.notify_all()
             return self.current.steps
@@ -92,7 +99,7 @@ class SampleBuffer:
                 self.current.add(generator, position, StoredPair(chunk, index, pair.num_tokens))
             self.changed.notify_all()
 
-    async def share(self, step: int, rank: int, ranks: int) -> list[StoredPair]:
+    async def share(self, step: int, rank: int, ranks: int) -> Share:
         """What `rank` trains on in `step`; waits until the whole batch is written."""
         async with self.changed:
             buffer = self._round()
@@ -115,7 +122,11 @@ class SampleBuffer:
     async def close_round(self) -> LedgerCounts:
         """End the round and let go of its pairs; returns the books of the run so far."""
         async with self.changed:
-            self.books += self._round().ledger.counts()
+            buffer = self._round()
+            self.books += buffer.ledger.counts()
+            if self.compares_with_first and not self.initial:
+                prompt_ids = buffer.prompt_ids.tolist()
+                self.initial = dict(zip(prompt_ids, buffer.stored(), strict=True))
             self.current = None
         return self.books
 

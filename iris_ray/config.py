@@ -23,6 +23,8 @@ class Run(Section):
     """Seeds the data order, the made models, the sampling and the evaluation split."""
     ray_address: str | None = None
     """Ray cluster to join, for instance `auto`. Empty: RAY_ADDRESS if set, else a local cluster."""
+    plugins: list[str] = []
+    """Python modules to import everywhere; they register objectives, schedules or gap estimators."""
     start_timeout_s: float = Field(600, gt=0)
     """How long the actors may take to start, in seconds."""
     wait_timeout_s: float = Field(900, gt=0)
@@ -114,23 +116,33 @@ class Data(Section):
 
 class Objective(Section):
     name: str = "iris"
+    """`iris`, `spin`, `space`, `spif`, `tspin`, `sft`, or one that a plug-in registers."""
     options: dict[str, Any] = {}
     """Options of the objective, for instance `lam`."""
 
 
 class Alpha(Section):
-    schedule: Literal["fixed", "gap_feedback"] = "gap_feedback"
-    """`fixed` keeps `value`; `gap_feedback` sets α = clip(1 + c·D̂, minimum, maximum) per opponent."""
+    schedule: str = "gap_feedback"
+    """`fixed` keeps `value`; `geometric` goes from `first` to `last` by equal factors; `gap_feedback` sets
+    α = clip(1 + c·D̂, minimum, maximum) per opponent."""
     value: float = 1.0
     """The order α of schedule `fixed`."""
+    first: float = Field(2.0, gt=0)
+    """The order of schedule `geometric` against the first opponent."""
+    last: float = Field(1.0, gt=0)
+    """And against the last one."""
     c: float = Field(0.5, ge=0)
     """Gain of the gap feedback."""
     minimum: float = 0.5
     maximum: float = 3.0
-    gap: Literal["margin", "variational"] = "margin"
-    """Estimator of the gap D̂, in nats per response token."""
+    gap: str = "margin"
+    """Estimator of the gap D̂: `margin`, `variational` or `nll`."""
+    gap_per: Literal["token", "sequence"] = "token"
+    """Whether D̂ counts nats per response token or per response."""
     initial_gap: float = Field(0.0, ge=0)
     """D̂ before the first opponent was trained against."""
+    options: dict[str, Any] = {}
+    """Settings of a schedule of your own."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Alpha":

@@ -1,6 +1,6 @@
 """What travels between the parts. Plain data: no torch, no Ray."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
@@ -21,7 +21,8 @@ class SelfPlayPair:
 
     `synthetic_tokens` ends with the end token when `finish_reason` is `stop`; a response cut at the
     length limit (`length`) has none and is trained on as it is. `version` is the opponent's weights
-    version.
+    version. `initial_tokens` is what the first model wrote, for objectives that compare with it; empty for
+    all others, and in the first iteration, where y' is that very response.
     """
 
     iteration: int
@@ -31,29 +32,38 @@ class SelfPlayPair:
     synthetic_tokens: list[int]
     finish_reason: FinishReason
     version: int
+    initial_tokens: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
-        return 2 * len(self.prompt_tokens) + len(self.real_tokens) + len(self.synthetic_tokens)
+        """Tokens of all its sequences, the prompt counted in each."""
+        responses = (self.real_tokens, self.synthetic_tokens, self.initial_tokens)
+        return sum(len(self.prompt_tokens) + len(response) for response in responses if response)
 
 
 @dataclass(frozen=True)
 class StepReport:
     """One optimiser step over the batch of all ranks.
 
-    Rewards are sequence log-ratios in nats, `ess_*` effective sample sizes in sequences. `grad_norm` is
-    before clipping, `None` where DeepSpeed does not tell it (ZeRO 0 in float32).
+    Rewards are sequence log-ratios in nats, `*_sd` their standard deviations over the batch, `ess_*`
+    effective sample sizes in sequences, `response_tokens` the mean length. `truncated` counts pairs whose
+    synthetic response was cut, `identical` those in which it is the annotated one. `grad_norm` is before
+    clipping, `None` where DeepSpeed does not tell it (ZeRO 0 in float32).
     """
 
     loss: float
     reward_real: float
     reward_synthetic: float
+    reward_real_sd: float
+    reward_synthetic_sd: float
     ess_real: float
     ess_synthetic: float
     grad_norm: float | None
     learning_rate: float
     pairs: int
     truncated: int
+    identical: int
+    response_tokens: float
 
 
 @dataclass(frozen=True)

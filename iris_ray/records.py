@@ -5,16 +5,18 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from iris_ray.alpha import RoundEnd
+from iris_ray.config import Alpha
 from iris_ray.contracts import StepReport, Update
+from iris_ray.diagnostics import Diagnostics, Finding
 from iris_ray.game import Round
+from iris_ray.gap import PairMeans
 from iris_ray.run_folder import RunFolder
 
 
 class Records:
     """Writes each event to metrics.jsonl and keeps what status and summary need."""
 
-    def __init__(self, folder: RunFolder):
+    def __init__(self, folder: RunFolder, settings: Alpha):
         self.folder = folder
         self.baseline: dict[str, Any] = {"exact_match": None}
         self.iterations: list[dict[str, Any]] = []
@@ -25,6 +27,8 @@ class Records:
         self.step = 0
         self.round: Round | None = None
         self.last_step: dict[str, Any] = {}
+        self.diagnostics = Diagnostics(settings)
+        self.warnings: list[dict[str, Any]] = []
 
     def round_opened(self, round_: Round, steps: int) -> None:
         self.round, self.steps, self.step, self.opened = round_, steps, 0, time.monotonic()
@@ -42,6 +46,13 @@ class Records:
                 "generation_seconds": None,
             }
         )
+        self._warn(self.diagnostics.opened(round_))
+
+    def order_set(self, round_: Round) -> None:
+        """The open round's order was set anew, after its first batch was seen."""
+        self.round = round_
+        self.iterations[-1] |= {"alpha": round_.alpha, "gap": round_.gap, "reason": round_.reason}
+        self._warn(self.diagnostics.opened(round_))
 
     def stepped(self, report: StepReport) -> None:
         self.step += 1
@@ -49,8 +60,10 @@ class Records:
         current["pairs"] += report.pairs
         current["truncated"] += report.truncated
         self.last_step = asdict(report)
-        where = {"iteration": current["iteration"], "step": self.step, "alpha": current["alpha"]}
-        self.folder.append_metrics("step", where | self.last_step)
+        where = {"iteration": current["iteration"], "step": self.step}
+        order = {"alpha": current["alpha"], "gap": current["gap"]}
+        self.folder.append_metrics("step", where | order | self.last_step)
+        self._warn(self.diagnostics.stepped(report))
 
     def round_written(self) -> None:
         """The opponent has answered every prompt; training on the answers began long before."""
@@ -58,7 +71,7 @@ class Records:
         current["generation_seconds"] = time.monotonic() - self.opened
         self.folder.append_metrics("written", {"iteration": current["iteration"]})
 
-    def round_closed(self, end: RoundEnd) -> None:
+    def round_closed(self, end: PairMeans) -> None:
         """Training against the opponent is over; its successor is not evaluated yet."""
         current = self.iterations[-1]
         current["seconds"] = time.monotonic() - self.opened
@@ -81,6 +94,12 @@ class Records:
         self.updates.append(update)
         self.folder.append_metrics("update", asdict(update))
 
+    def _warn(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            warning = {"iteration": self.iterations[-1]["iteration"], "step": self.step, **asdict(finding)}
+            self.warnings.append(warning)
+            self.folder.append_metrics("warning", warning)
+
     def status(self) -> dict[str, Any]:
         return {
             "iteration": self.round.iteration if self.round else 0,
@@ -92,6 +111,7 @@ class Records:
             "baseline": self.baseline,
             "iterations": self.iterations,
             "last_step": self.last_step,
+            "warnings": self.warnings,
         }
 
     def summary(self) -> dict[str, Any]:
@@ -100,6 +120,7 @@ class Records:
         seconds = sum(entry["seconds"] for entry in finished)
         return {
             "iterations": finished,
+            "warnings": self.warnings,
             "baseline": self.baseline,
             "sync": {
                 "updates": len(self.updates),

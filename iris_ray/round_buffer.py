@@ -1,6 +1,7 @@
 """The pairs of one opponent's round, between the generators that write them and the learner."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,17 @@ class StoredPair:
     chunk: Any
     index: int
     num_tokens: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank trains on in a step; `initial` are the first iteration's pairs of the same prompts.
+
+    Empty unless the objective looks at them, and in the first iteration itself.
+    """
+
+    pairs: list[StoredPair]
+    initial: list[StoredPair]
 
 
 class RoundBuffer:
@@ -38,7 +50,9 @@ class RoundBuffer:
         batch_size: int,
         max_ahead: int,
         seed: int,
+        initial: Mapping[int, StoredPair] | None = None,
     ):
+        """`initial`: pairs of the first iteration by prompt id, for an objective that looks at them."""
         self.round = round_
         self.prompt_ids = prompt_ids
         self.ledger = Ledger(len(prompt_ids), epochs)
@@ -48,6 +62,7 @@ class RoundBuffer:
         self.steps = epochs * self.steps_per_epoch
         self.trained_steps = 0
         self._stored: dict[int, StoredPair] = {}
+        self._initial = initial or {}
         shuffles = (np.random.default_rng([seed, round_.iteration, epoch]) for epoch in range(1, epochs))
         self._orders = [np.arange(len(prompt_ids))]
         self._orders += [shuffle.permutation(len(prompt_ids)) for shuffle in shuffles]
@@ -72,11 +87,13 @@ class RoundBuffer:
     def is_ready(self, step: int) -> bool:
         return self.ledger.is_written(self.positions(step))
 
-    def share(self, step: int, rank: int, ranks: int) -> list[StoredPair]:
+    def share(self, step: int, rank: int, ranks: int) -> Share:
         """What `rank` of `ranks` trains on in `step`: about the same number of tokens for each."""
-        pairs = [self._stored[position] for position in self.positions(step)]
-        mine = balance([pair.num_tokens for pair in pairs], ranks)[rank]
-        return [pairs[item] for item in sorted(mine)]
+        positions = self.positions(step)
+        parts = balance([self._stored[position].num_tokens for position in positions], ranks)
+        mine = [positions[item] for item in sorted(parts[rank])]
+        prompts = self.prompt_ids[mine].tolist() if self._initial else []
+        return Share([self._stored[position] for position in mine], [self._initial[p] for p in prompts])
 
     def commit(self, step: int) -> None:
         """Enter a finished optimiser step in the ledger."""
@@ -88,10 +105,19 @@ class RoundBuffer:
         return [self._stored[position] for position in sorted(self._stored)]
 
 
-def draw_prompts(count: int, limit: int | None, seed: int, iteration: int) -> np.ndarray:
-    """The prompt ids of an iteration in a seeded order: all `count`, or `limit` of them."""
+def draw_prompts(
+    count: int, limit: int | None, seed: int, iteration: int, same_prompts: bool = False
+) -> np.ndarray:
+    """The prompt ids of an iteration in a seeded order: all `count`, or `limit` of them.
+
+    With `same_prompts` those of the first iteration, in a new order.
+    """
     order = np.random.default_rng([seed, iteration]).permutation(count)
-    return order if limit is None else order[:limit]
+    if limit is None:
+        return order
+    if same_prompts:
+        return order[np.isin(order, draw_prompts(count, limit, seed, 1))]
+    return order[:limit]
 
 
 def sampling_seed(seed: int, iteration: int, prompt_id: int) -> int:

@@ -1,6 +1,6 @@
 """Self-play pairs laid out as tensors.
 
-Shapes: S sequences (annotated first, then synthetic), T tokens.
+Shapes: S sequences (annotated first, then synthetic, then the first model's), T tokens.
 """
 
 from collections.abc import Sequence
@@ -33,17 +33,19 @@ def lay_out(sequences: Sequence[tuple[list[int], list[int]]], pad: int) -> Micro
     return MicroBatch(tokens_ST, labels_ST)
 
 
-def micro_batches(pairs: Sequence[SelfPlayPair], size: int, pad: int) -> tuple[list[MicroBatch], list[int]]:
+def micro_batches(pairs: Sequence[SelfPlayPair], size: int, pad: int) -> list[tuple[MicroBatch, list[int]]]:
     """Split pairs into micro-batches of up to `size` pairs of similar length.
 
-    Each holds the annotated sequences of its pairs, then the synthetic ones. Returns the micro-batches
-    and the order in which they hold the pairs.
+    Each comes with the indices of its pairs. It holds their annotated sequences, then the synthetic ones,
+    then those of the first model where the pairs have them.
     """
     order = sorted(range(len(pairs)), key=lambda i: pairs[i].num_tokens)
     batches = []
     for start in range(0, len(order), size):
-        chosen = [pairs[i] for i in order[start : start + size]]
-        real = [(pair.prompt_tokens, pair.real_tokens) for pair in chosen]
-        synthetic = [(pair.prompt_tokens, pair.synthetic_tokens) for pair in chosen]
-        batches.append(lay_out(real + synthetic, pad))
-    return batches, order
+        indices = order[start : start + size]
+        chosen = [pairs[i] for i in indices]
+        sequences = [(pair.prompt_tokens, pair.real_tokens) for pair in chosen]
+        sequences += [(pair.prompt_tokens, pair.synthetic_tokens) for pair in chosen]
+        sequences += [(pair.prompt_tokens, pair.initial_tokens) for pair in chosen if pair.initial_tokens]
+        batches.append((lay_out(sequences, pad), indices))
+    return batches

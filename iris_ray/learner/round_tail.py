@@ -4,30 +4,23 @@ from collections import deque
 
 import torch
 
-from iris_ray.alpha import RoundEnd
-from iris_ray.objectives import Objective, coefficients
+from iris_ray.gap import PairMeans
+from iris_ray.learner.batch_rows import BatchRows
+from iris_ray.objectives import Objective
 
-TAIL = 0.1  # share of a round's steps that counts as its end
+TAIL = 0.1  # share of a round's steps that counts as its end; at least two, as a pass may end on a small one
 
 
 class RoundTail:
-    """Keeps the rewards of a round's last steps."""
+    """Keeps the rows of a round's last steps."""
 
     def __init__(self, steps: int):
-        self._rows: deque[torch.Tensor] = deque(maxlen=max(1, round(TAIL * steps)))
+        self._rows: deque[BatchRows] = deque(maxlen=max(2, round(TAIL * steps)))
 
-    def add(self, rows: torch.Tensor) -> None:
-        """`rows` of a `StepResult`."""
+    def add(self, rows: BatchRows) -> None:
+        """Take in a step's rows; the oldest ones are let go."""
         self._rows.append(rows)
 
-    def end(self, objective: Objective, alpha: float) -> RoundEnd:
-        """Means over the kept steps; the loss is the objective's on all of them at once."""
-        rows = torch.cat(tuple(self._rows))
-        real, synthetic, tokens, _ = rows.T
-        return RoundEnd(
-            reward_real=real.mean().item(),
-            reward_synthetic=synthetic.mean().item(),
-            loss=coefficients(objective, real, synthetic, alpha=alpha).loss,
-            alpha=alpha,
-            response_tokens=tokens.mean().item(),
-        )
+    def means(self, objective: Objective, alpha: float) -> PairMeans:
+        """Means over the kept steps; losses run over all of them at once."""
+        return BatchRows(torch.cat([rows.table for rows in self._rows])).means(objective, alpha)

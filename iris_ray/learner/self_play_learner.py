@@ -14,22 +14,24 @@ from transformers import PreTrainedModel, get_scheduler
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, StepReport
 from iris_ray.errors import IrisRayError
+from iris_ray.learner.batch_rows import KINDS, BatchRows
 from iris_ray.learner.engine import build_engine
 from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.micro_batches import MicroBatch, lay_out, micro_batches
 from iris_ray.learner.sequence_scorer import SequenceScorer, sequence_logprobs
-from iris_ray.objectives import build_objective, coefficients
+from iris_ray.objectives import build_objective
 from iris_ray.objectives.coefficients import effective_sample_size
+from iris_ray.plugins import load_plugins
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The report, and the whole batch's rows: r and r' in nats, mean response length in tokens, truncated."""
+    """The report, and the rows of the whole batch."""
 
     report: StepReport
-    rows: torch.Tensor
+    rows: BatchRows
 
 
 class SelfPlayLearner:
@@ -43,6 +45,7 @@ class SelfPlayLearner:
         self.config = config
         self.pad = pad_token_id
         self.device = device
+        load_plugins(config)
         self.objective = build_objective(config.objective.name, **config.objective.options)
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
@@ -68,27 +71,25 @@ class SelfPlayLearner:
         Σ coefficient·log p back-propagated micro-batch by micro-batch. With a single micro-batch one
         forward pass serves both.
         """
-        batches, order = micro_batches(pairs, self.config.learner.micro_batch_size, self.pad)
+        batches = micro_batches(pairs, self.config.learner.micro_batch_size, self.pad)
         # Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank.
         passes = max(1, largest_over_ranks(len(batches)))
         idle = lay_out([([self.pad], [self.pad])], self.pad)
-        batches += [idle] * (passes - len(batches))
+        batches += [(idle, [])] * (passes - len(batches))
 
         with torch.set_grad_enabled(passes == 1):
-            logprobs = [sequence_logprobs(self.engine, batch, self.device) for batch in batches]
-        rewards = self._rewards(batches, logprobs)[: len(pairs)]
-        rows, mine = gather_rows(torch.cat([rewards, _lengths(pairs, order)], 1))
-        rewards = rows[:, :2]
-        whole = coefficients(self.objective, rewards[:, 0], rewards[:, 1], alpha=alpha)
-        local = torch.stack([whole.real[mine], whole.synthetic[mine]], 1)
+            logprobs = [sequence_logprobs(self.engine, batch, self.device) for batch, _ in batches]
+        table, mine = gather_rows(self._rows(pairs, batches, logprobs).table)
+        rows = BatchRows(table)
+        loss, factors = rows.coefficients(self.objective, alpha)
 
-        start = 0
-        for index, batch in enumerate(batches):
-            count = min(len(batch.tokens_ST) // 2, len(local) - start)
-            logprob = logprobs[index] if passes == 1 else sequence_logprobs(self.engine, batch, self.device)
-            weights = local[start : start + count].T.flatten().to(logprob.device)
-            start += count
-            share = (weights * logprob[: len(weights)]).sum() if count else 0 * logprob.sum()
+        for (batch, indices), scored in zip(batches, logprobs, strict=True):
+            logprob = scored if passes == 1 else sequence_logprobs(self.engine, batch, self.device)
+            if indices:
+                weights = factors[mine][indices].T.flatten()[: len(logprob)].to(logprob.device)
+                share = (weights * logprob).sum()
+            else:
+                share = 0 * logprob.sum()
             # DeepSpeed averages over ranks; the objective is a sum over all of them.
             self.engine.backward(dist.get_world_size() * share, scale_wrt_gas=False)
         learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -96,16 +97,21 @@ class SelfPlayLearner:
         self.lr_scheduler.step()
 
         grad_norm = self.engine.get_global_grad_norm()
+        real, synthetic, _ = rows.rewards.T
         report = StepReport(
-            loss=whole.loss,
-            reward_real=rewards[:, 0].mean().item(),
-            reward_synthetic=rewards[:, 1].mean().item(),
-            ess_real=effective_sample_size(whole.real),
-            ess_synthetic=effective_sample_size(whole.synthetic),
+            loss=loss,
+            reward_real=real.mean().item(),
+            reward_synthetic=synthetic.mean().item(),
+            reward_real_sd=real.std(correction=0).item(),
+            reward_synthetic_sd=synthetic.std(correction=0).item(),
+            ess_real=effective_sample_size(factors[:, 0]),
+            ess_synthetic=effective_sample_size(factors[:, 1]),
             grad_norm=None if grad_norm is None else float(grad_norm),
             learning_rate=learning_rate,
             pairs=len(rows),
-            truncated=int(rows[:, 3].sum()),
+            truncated=rows.truncated,
+            identical=rows.identical,
+            response_tokens=rows.tokens.mean().item(),
         )
         if not math.isfinite(report.loss) or not math.isfinite(report.grad_norm or 0.0):
             raise IrisRayError(
@@ -115,14 +121,21 @@ class SelfPlayLearner:
         return StepResult(report, rows)
 
     @torch.no_grad()
-    def _rewards(self, batches: list[MicroBatch], logprobs: list[torch.Tensor]) -> torch.Tensor:
-        """Log-ratios against the opponent, (pairs, 2), in the order in which the batches hold the pairs."""
-        parts = []
-        for batch, logprob in zip(batches, logprobs, strict=True):
-            ratio = logprob.detach() - sequence_logprobs(self.opponent, batch, self.device)
-            half = len(ratio) // 2
-            parts.append(torch.stack([ratio[:half], ratio[half : 2 * half]], 1))
-        return torch.cat(parts).cpu()
+    def _rows(
+        self,
+        pairs: Sequence[SelfPlayPair],
+        batches: list[tuple[MicroBatch, list[int]]],
+        logprobs: list[torch.Tensor],
+    ) -> BatchRows:
+        """The rows of `pairs`, given the policy's log-probs of the batches that hold them."""
+        both = torch.full((2, len(pairs), KINDS), torch.nan, dtype=torch.float64)
+        for (batch, indices), logprob in zip(batches, logprobs, strict=True):
+            if indices:
+                reference = sequence_logprobs(self.opponent, batch, self.device)
+                scores = torch.stack([logprob.detach(), reference]).cpu()
+                kinds = len(logprob) // len(indices)
+                both[:, indices, :kinds] = scores.view(2, kinds, len(indices)).transpose(1, 2)
+        return BatchRows.of(pairs, *both)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The policy's parameters under their Hugging Face names, whole on every rank.
@@ -149,12 +162,3 @@ class SelfPlayLearner:
         weights = {name: weight.cpu().clone() for name, weight in self.weights()}
         if dist.get_rank() == 0:
             self.opponent.model.save_pretrained(folder, state_dict=weights)
-
-
-def _lengths(pairs: Sequence[SelfPlayPair], order: list[int]) -> torch.Tensor:
-    """Mean response length and whether y' was cut, (pairs, 2), in the given order."""
-    rows = [
-        ((len(pair.real_tokens) + len(pair.synthetic_tokens)) / 2, pair.finish_reason == "length")
-        for pair in (pairs[i] for i in order)
-    ]
-    return torch.tensor(rows, dtype=torch.float64).view(-1, 2)

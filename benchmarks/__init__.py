@@ -1,0 +1,1 @@
+"""Studies and measurements that are no part of the service itself."""

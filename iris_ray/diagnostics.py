@@ -1,0 +1,137 @@
+"""What goes wrong in training, told with its cause.
+
+All thresholds are [choice]: far from what healthy runs show.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import fmean
+
+from iris_ray.config import Alpha
+from iris_ray.contracts import StepReport
+from iris_ray.game import Round
+
+WINDOW = 10  # steps that a finding is averaged over
+FEWEST = 5  # steps before anything is said
+LOW_ESS = 0.1  # of the batch
+LARGE_REWARD = 1.0  # nats per response token
+FALLEN_REWARD = -0.1  # nats per response token
+OFTEN = 0.5  # of the pairs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`kind` for tools; `message` says what was seen, why it matters and what to do."""
+
+    kind: str
+    message: str
+
+
+class Diagnostics:
+    """Watches one run; says each kind of trouble once an opponent."""
+
+    def __init__(self, settings: Alpha):
+        self.settings = settings
+        self._recent: deque[StepReport] = deque(maxlen=WINDOW)
+        self._said: set[str] = set()
+
+    def opened(self, round_: Round) -> list[Finding]:
+        """A round was opened, or its order was set anew."""
+        if round_.iteration != getattr(self, "_iteration", None):
+            self._iteration = round_.iteration
+            self._recent.clear()
+            self._said.clear()
+        return self._new(self._saturated(round_))
+
+    def stepped(self, report: StepReport) -> list[Finding]:
+        """An optimiser step was taken."""
+        self._recent.append(report)
+        if len(self._recent) < FEWEST:
+            return []
+        return self._new(self._collapsed() + self._exploded() + self._truncated() + self._identical())
+
+    def _new(self, findings: list[Finding]) -> list[Finding]:
+        new = [finding for finding in findings if finding.kind not in self._said]
+        self._said.update(finding.kind for finding in new)
+        return new
+
+    def _mean(self, name: str) -> float:
+        return fmean(getattr(report, name) for report in self._recent)
+
+    def _saturated(self, round_: Round) -> list[Finding]:
+        settings = self.settings
+        wanted = 1 + settings.c * round_.gap
+        if settings.schedule != "gap_feedback" or settings.minimum <= wanted <= settings.maximum:
+            return []
+        return [
+            Finding(
+                "gap_saturates",
+                f"gap {round_.gap:.3g} asks for α = {wanted:.3g}, outside alpha.minimum={settings.minimum:g} "
+                f"to alpha.maximum={settings.maximum:g}: α no longer follows it. Lower alpha.c, or count "
+                "the gap with alpha.gap_per=token.",
+            )
+        ]
+
+    def _collapsed(self) -> list[Finding]:
+        pairs, findings = self._mean("pairs"), []
+        for side, name in (("real", "annotated"), ("synthetic", "synthetic")):
+            ess = self._mean(f"ess_{side}")
+            if 0 < ess < LOW_ESS * pairs:
+                findings.append(
+                    Finding(
+                        f"ess_{side}_collapses",
+                        f"{ess:.1f} of {pairs:.0f} {name} responses carry the gradient: their log-ratios "
+                        f"spread by {self._mean(f'reward_{side}_sd'):.1f} nats, so a few decide each step. "
+                        "Lower learner.learning_rate or α, or train fewer epochs on an opponent.",
+                    )
+                )
+        return findings
+
+    def _exploded(self) -> list[Finding]:
+        tokens = self._mean("response_tokens")
+        real, synthetic = (self._mean(f"reward_{side}") / tokens for side in ("real", "synthetic"))
+        findings = []
+        if max(abs(real), abs(synthetic)) > LARGE_REWARD:
+            findings.append(
+                Finding(
+                    "rewards_explode",
+                    f"log-ratios reached {real:+.2f} (annotated) and {synthetic:+.2f} (synthetic) nats per "
+                    "token: the policy has left its opponent far behind, where the loss says little of the "
+                    "text it writes. Lower learner.learning_rate or schedule.epochs.",
+                )
+            )
+        if real < FALLEN_REWARD:
+            findings.append(
+                Finding(
+                    "annotated_fall",
+                    f"annotated responses became less likely than under the opponent ({real:+.2f} nats per "
+                    "token): training pushes both kinds down. Lower learner.learning_rate, or compare with "
+                    "objective.name=sft.",
+                )
+            )
+        return findings
+
+    def _truncated(self) -> list[Finding]:
+        share = self._mean("truncated") / self._mean("pairs")
+        if share <= OFTEN:
+            return []
+        return [
+            Finding(
+                "mostly_truncated",
+                f"{share:.0%} of the written responses were cut at data.max_response_tokens, so the learner "
+                "may tell them apart by their missing end alone. Raise data.max_response_tokens, or check "
+                "that the model was taught to end its answers.",
+            )
+        ]
+
+    def _identical(self) -> list[Finding]:
+        share = self._mean("identical") / self._mean("pairs")
+        if share <= OFTEN:
+            return []
+        return [
+            Finding(
+                "mostly_identical",
+                f"{share:.0%} of the written responses are the annotated ones, word for word: such pairs "
+                "cancel out, so there is little left to learn. Stop here, or bring harder prompts.",
+            )
+        ]

@@ -1,0 +1,20 @@
+"""Modules of other people that register objectives, schedules or gap estimators."""
+
+import importlib
+
+from iris_ray.config import RunConfig
+from iris_ray.errors import ConfigError
+
+
+def load_plugins(config: RunConfig) -> None:
+    """Import the modules of `run.plugins`. Raises `ConfigError` if one cannot be found."""
+    for name in config.run.plugins:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not (name == error.name or name.startswith(f"{error.name}.")):
+                raise
+            raise ConfigError(
+                f"run.plugins: there is no module {name!r}. Install it on every node, or start the run in "
+                "the folder that holds it."
+            ) from error
