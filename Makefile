@@ -1,4 +1,5 @@
-# Two commands for everything: `make demo` and `make test`. Both install into .venv first.
+# Two commands for everything: `make demo` and `make test`. Both install into .venv first, as does
+# `make study`, which plays the method study again (about two hours on two cores) and draws its figures.
 
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -6,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)
 NAME ?= demo
 
-.PHONY: demo test check install clean
+.PHONY: demo test check study install clean
 
 demo: $(INSTALLED)
 	@$(BIN)/iris-ray run recipes/demo.yaml --set run.name=$(NAME)
@@ -18,6 +19,9 @@ check: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+study: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.method
 
 install: $(INSTALLED)
 

@@ -84,7 +84,9 @@ def _print_plan(config: RunConfig) -> None:
 
 
 def _print_next_steps(config: RunConfig, recipe: Path, overrides: list[str]) -> None:
-    kept = [f"--set {override}" for override in overrides if not override.startswith("run.")]
+    kept = [
+        f"--set {override}" for override in overrides if not override.startswith(("run.name=", "run.seed="))
+    ]
     folder, again = config.folder, " ".join([os.path.relpath(sys.argv[0]), "run", str(recipe), *kept])
     console.print(
         f"Run folder: {folder}\n"
@@ -108,6 +110,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.path.insert(
+        0, os.getcwd()
+    )  # for plug-ins that lie where the run is started, here and in Ray's workers
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()

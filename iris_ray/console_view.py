@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from iris_ray.config import RunConfig
@@ -49,6 +50,7 @@ class ConsoleView(View):
         self.warmup_score = ""
         self.round = 0
         self.shown = -1
+        self.warned = 0
         self.last_line = time.monotonic()
 
     def __enter__(self) -> "ConsoleView":
@@ -83,6 +85,7 @@ class ConsoleView(View):
 
     def update(self, status: dict[str, Any]) -> None:
         self._finished_iterations(status)
+        self._warnings(status)
         if not status["iteration"]:
             ready = sum(generator["state"] == "ready" for generator in status["generators"])
             self._show(Bar("starting", ready, len(status["generators"]), "generators"))
@@ -110,6 +113,14 @@ class ConsoleView(View):
                 f"exact match {share(entry['exact_match'])}  "
                 f"{entry['pairs']} pairs at {entry['pairs_per_s']:.1f}/s"
             )
+
+    def _warnings(self, status: dict[str, Any]) -> None:
+        for warning in status["warnings"][self.warned :]:
+            self._print(
+                f"[yellow]Warning[/yellow] (iteration {warning['iteration']}, step {warning['step']}) "
+                f"{escape(warning['message'])}"
+            )
+        self.warned = len(status["warnings"])
 
     def _show(self, *bars: Bar) -> None:
         """Draw the bars; where there is no terminal, say the same in a line now and then."""

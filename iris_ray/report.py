@@ -41,8 +41,8 @@ def write_report(folder: RunFolder, config: RunConfig, summary: dict[str, Any]) 
     """Write report.html: the table and the configuration, self-contained."""
     console = Console(record=True, file=io.StringIO(), width=100)
     console.print(results_table(summary))
-    for part in ("sync", "ledger", "throughput", "versions", "error"):
-        if part in summary:
+    for part in ("warnings", "sync", "ledger", "throughput", "versions", "error"):
+        if summary.get(part):
             console.print(f"\n[bold]{part}[/bold]", summary[part])
     console.print("\n[bold]configuration[/bold]\n" + config.to_yaml(), highlight=False)
     console.save_html(str(folder.report))

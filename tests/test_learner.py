@@ -1,10 +1,11 @@
 """The learner's step: real DeepSpeed on one and two ranks against one plain full-batch step of torch."""
 
 import copy
+import functools
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,35 @@ from actors.environment import learner_environment
 from iris_ray.batching import balance
 from iris_ray.config import Learner
 from iris_ray.contracts import SelfPlayPair, StepReport
+from iris_ray.learner.batch_rows import BatchRows
 
 if TYPE_CHECKING:
     from iris_ray.learner.self_play_learner import SelfPlayLearner
 
 ALPHA = 1.7
 LEARNING_RATE = 1e-2
-BATCHES = [make_pairs(7, seed=step) for step in range(4)]
+BATCHES = [
+    [
+        replace(pair, initial_tokens=other.synthetic_tokens)
+        for pair, other in zip(make_pairs(7, seed=step), make_pairs(7, seed=10 + step), strict=True)
+    ]
+    for step in range(4)
+]
 LOPSIDED_STEP = 2  # rank 0 trains on the whole batch, the other one on nothing
-CASES = [(stage, micro_batch_size) for stage in (0, 2, 3) for micro_batch_size in (2, 100)]
+OBJECTIVES = {
+    "iris": {},
+    "spin": {"lam": 1.0},
+    "space": {"mu": 3.0},
+    "spif": {"lam": 0.5, "mix": 0.3},
+    "tspin": {"a": 0.5, "b": 0.7},
+    "sft": {},
+}
+CASES = [
+    (name, stage, micro_batch_size)
+    for name in OBJECTIVES
+    for stage in (0, 2, 3)
+    for micro_batch_size in (2, 100)
+]
 COURSES = {"constant": [0.5, 1, 1, 1], "linear": [0.5, 1, 2 / 3, 1 / 3], "cosine": [0.5, 1, 0.75, 0.25]}
 PROBE = [pair.prompt_tokens + pair.real_tokens for pair in BATCHES[0]]
 
@@ -35,6 +56,7 @@ PROBE = [pair.prompt_tokens + pair.real_tokens for pair in BATCHES[0]]
 EPS = 1.0
 
 Weights = dict[str, torch.Tensor]
+Scores = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -47,7 +69,7 @@ class Outcome:
     logprobs: list[list[float]]
     saved: Path
     next_report: StepReport
-    next_rows: torch.Tensor
+    next_rows: BatchRows
 
 
 def share(step: int, rank: int, ranks: int) -> list[SelfPlayPair]:
@@ -57,18 +79,25 @@ def share(step: int, rank: int, ranks: int) -> list[SelfPlayPair]:
     return [batch[i] for i in balance([pair.num_tokens for pair in batch], ranks)[rank]]
 
 
-def build_learner(**settings: Any) -> "SelfPlayLearner":
+def build_learner(objective: str = "iris", **settings: Any) -> "SelfPlayLearner":
     from iris_ray.learner.self_play_learner import SelfPlayLearner
 
-    config = run_config(learner={"learning_rate": LEARNING_RATE, "max_grad_norm": 1e9} | settings)
+    config = run_config(
+        learner={"learning_rate": LEARNING_RATE, "max_grad_norm": 1e9} | settings,
+        objective={"name": objective, "options": OBJECTIVES[objective]},
+    )
     return SelfPlayLearner(tiny_model(), config, 0, torch.device("cpu"))
 
 
-def play(rank: int, ranks: int, stage: int, micro_batch_size: int, folder: Path) -> Outcome:
+def play(rank: int, ranks: int, objective: str, stage: int, micro_batch_size: int, folder: Path) -> Outcome:
     from iris_ray.weights.buckets import pack_buckets, unpack_tensors
 
     learner = build_learner(
-        zero_stage=stage, micro_batch_size=micro_batch_size, lr_schedule="constant", lr_warmup_ratio=0
+        objective,
+        zero_stage=stage,
+        micro_batch_size=micro_batch_size,
+        lr_schedule="constant",
+        lr_warmup_ratio=0,
     )
     for group in learner.optimizer.param_groups:
         group["eps"] = EPS
@@ -126,9 +155,14 @@ def results(request, tmp_path_factory) -> list[dict[Any, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "ZeRO {} micro-batches of {}".format(*case))
-def by_rank(request, results) -> list[Outcome]:
-    return [seen[request.param] for seen in results]
+@pytest.fixture(params=CASES, ids=lambda case: "{} ZeRO {} micro-batches of {}".format(*case))
+def case(request) -> tuple[str, int, int]:
+    return request.param
+
+
+@pytest.fixture
+def by_rank(case, results) -> list[Outcome]:
+    return [seen[case] for seen in results]
 
 
 @pytest.fixture
@@ -151,28 +185,46 @@ def sequence_logprob(model: Qwen2ForCausalLM, prompt: list[int], response: list[
     return table[at - 1, tokens[at]].double().sum()
 
 
-def log_ratios(
-    policy: Qwen2ForCausalLM, opponent: Qwen2ForCausalLM, sequences: Iterable[tuple[list[int], list[int]]]
-) -> torch.Tensor:
-    return torch.stack(
-        [sequence_logprob(policy, *each) - sequence_logprob(opponent, *each).detach() for each in sequences]
-    )
+def sequence_logprobs(
+    policy: Qwen2ForCausalLM, opponent: Qwen2ForCausalLM, sequences: list[tuple[list[int], list[int]]]
+) -> Scores:
+    with torch.no_grad():
+        fixed = torch.stack([sequence_logprob(opponent, *each) for each in sequences])
+    return torch.stack([sequence_logprob(policy, *each) for each in sequences]), fixed
 
 
-@pytest.fixture(scope="module")
-def reference() -> Reference:
+def plain_loss(name: str, y: Scores, y1: Scores, y0: Scores) -> torch.Tensor:
+    """The objective written down once more; y, y1 and y0 are log-probs under policy and opponent."""
+    r, r1 = y[0] - y[1], y1[0] - y1[1]
+    if name == "iris":
+        return (ALPHA * r1).exp().mean().log() / ALPHA - ((ALPHA - 1) * r).exp().mean().log() / (ALPHA - 1)
+    if name == "spin":
+        return (1 + (r1 - r).exp()).log().mean()
+    if name == "space":
+        return (1 + 3 * (-r).exp()).log().mean() + 3 * (1 + r1.exp() / 3).log().mean()
+    if name == "spif":
+        return (-0.5 * r + 0.5 * r1 + 0.5 * (0.3 * 0.25 * r**2 + 0.7 * 0.25 * r1**2)).mean()
+    if name == "tspin":
+        first = (1 + (-0.5 * (y[0] - y1[0])).exp()).log()
+        return (first + 0.7 * (1 + (-0.5 * (y1[0] - y0[0])).exp()).log()).mean()
+    return -y[0].mean()
+
+
+@functools.cache
+def full_batch_round(name: str) -> Reference:
     """The same round by autograd of the whole batch's loss: no micro-batches, no padding, no DeepSpeed."""
+    torch.set_num_threads(1)  # a second one only costs time on sequences this short
     policy, opponent = tiny_model().eval(), tiny_model().eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, eps=EPS, weight_decay=0.0)
     losses, grad_norms = [], []
     for batch in BATCHES:
-        real = log_ratios(policy, opponent, [(pair.prompt_tokens, pair.real_tokens) for pair in batch])
-        synthetic = log_ratios(
-            policy, opponent, [(pair.prompt_tokens, pair.synthetic_tokens) for pair in batch]
-        )
-        loss = ((ALPHA * synthetic).exp().mean().log() / ALPHA) - (
-            ((ALPHA - 1) * real).exp().mean().log() / (ALPHA - 1)
-        )
+        scores = [
+            sequence_logprobs(
+                policy, opponent, [(pair.prompt_tokens, getattr(pair, f"{kind}_tokens")) for pair in batch]
+            )
+            for kind in ("real", "synthetic", "initial")
+        ]
+        loss = plain_loss(name, *scores)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,6 +232,11 @@ def reference() -> Reference:
         grad_norms.append(flat(parameter.grad for parameter in policy.parameters()).norm().item())
     start, trained = (dict(model.named_parameters()) for model in (opponent, policy))
     return Reference(losses, grad_norms, start, trained)
+
+
+@pytest.fixture
+def reference(case) -> Reference:
+    return full_batch_round(case[0])
 
 
 def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -209,9 +266,10 @@ def test_trained_weights_are_those_of_the_full_batch(outcome, reference):
 
 
 @pytest.mark.parametrize("stage", [2, 3])  # DeepSpeed does not tell it without ZeRO
-def test_gradient_norms_are_those_of_the_full_batch(results, reference, stage):
-    norms = [report.grad_norm for report in results[0][stage, 2].reports]
-    assert norms == pytest.approx(reference.grad_norms, rel=1e-4)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradient_norms_are_those_of_the_full_batch(results, name, stage):
+    norms = [report.grad_norm for report in results[0][name, stage, 2].reports]
+    assert norms == pytest.approx(full_batch_round(name).grad_norms, rel=1e-4)
 
 
 def test_reports_are_about_the_whole_batch(outcome):
@@ -220,12 +278,22 @@ def test_reports_are_about_the_whole_batch(outcome):
     assert {report.learning_rate for report in outcome.reports} == {LEARNING_RATE}
 
 
-def test_a_round_starts_with_nothing_to_tell_apart(outcome):
+def test_a_round_starts_with_nothing_to_tell_apart(outcome, case):
+    assert outcome.next_rows.rewards.abs().max() < 1e-5
     for report in (outcome.reports[0], outcome.next_report):
-        assert report.loss == pytest.approx(0, abs=1e-5)
-        assert (report.ess_real, report.ess_synthetic) == (pytest.approx(7), pytest.approx(7))
-    assert outcome.next_rows[:, :2].abs().max() < 1e-5
-    assert outcome.reports[-1].ess_real < 6.9
+        assert (report.reward_real, report.reward_synthetic) == pytest.approx((0, 0), abs=1e-5)
+        assert (report.reward_real_sd, report.reward_synthetic_sd) == pytest.approx((0, 0), abs=1e-5)
+        if case[0] == "iris":
+            assert report.loss == pytest.approx(0, abs=1e-5)
+            assert (report.ess_real, report.ess_synthetic) == (pytest.approx(7), pytest.approx(7))
+
+
+def test_effective_sample_sizes_follow_the_coefficients(outcome, case):
+    last = outcome.reports[-1]
+    if case[0] == "sft":
+        assert (last.ess_real, last.ess_synthetic) == (pytest.approx(7), 0)
+    else:
+        assert 1 < last.ess_synthetic < 7 - 1e-4
 
 
 def test_the_opponent_is_a_frozen_copy(outcome, reference):

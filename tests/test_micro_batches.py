@@ -1,5 +1,6 @@
 """From token lists to sequence log-probs, and what a round keeps of them."""
 
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 
@@ -9,6 +10,8 @@ import torch
 from conftest import VOCABULARY, make_pairs, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from iris_ray.contracts import SelfPlayPair
+from iris_ray.learner.batch_rows import BatchRows
 from iris_ray.learner.micro_batches import IGNORED, MicroBatch, lay_out, micro_batches
 from iris_ray.learner.round_tail import RoundTail
 from iris_ray.learner.sequence_scorer import SequenceScorer, sequence_logprobs
@@ -71,25 +74,28 @@ def rows(batch: MicroBatch) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (100, [7])])
-def test_micro_batches_hold_every_pair_in_the_order_told(size, sizes):
+@pytest.mark.parametrize("kinds", [("real", "synthetic"), ("real", "synthetic", "initial")])
+def test_micro_batches_hold_every_pair_kind_by_kind(size, sizes, kinds):
     pairs = make_pairs(7, seed=0)
-    batches, order = micro_batches(pairs, size, pad=0)
-    assert [len(batch.tokens_ST) for batch in batches] == [2 * n for n in sizes]
-    halves = [(rows(batch)[:n], rows(batch)[n:]) for batch, n in zip(batches, sizes, strict=True)]
-    real = list(chain(*(half for half, _ in halves)))
-    synthetic = list(chain(*(half for _, half in halves)))
-    assert real == [pairs[i].prompt_tokens + pairs[i].real_tokens for i in order]
-    assert synthetic == [pairs[i].prompt_tokens + pairs[i].synthetic_tokens for i in order]
+    if "initial" in kinds:
+        pairs = [replace(pair, initial_tokens=pair.real_tokens[::-1]) for pair in pairs]
+    batches = micro_batches(pairs, size, pad=0)
+    assert [len(indices) for _, indices in batches] == sizes
+    assert sorted(chain(*(indices for _, indices in batches))) == list(range(7))
+    for batch, indices in batches:
+        assert rows(batch) == [
+            pairs[i].prompt_tokens + getattr(pairs[i], f"{kind}_tokens") for kind in kinds for i in indices
+        ]
 
 
 def test_pairs_of_similar_length_share_a_micro_batch():
     pairs = make_pairs(7, seed=0)
-    lengths = [pairs[i].num_tokens for i in micro_batches(pairs, 2, pad=0)[1]]
+    lengths = [pairs[i].num_tokens for _, indices in micro_batches(pairs, 2, pad=0) for i in indices]
     assert lengths == sorted(pair.num_tokens for pair in pairs)
 
 
 def test_no_pairs_give_no_micro_batches():
-    assert micro_batches([], 4, pad=0) == ([], [])
+    assert micro_batches([], 4, pad=0) == []
 
 
 def test_scores_equal_a_plain_log_softmax(scorer):
@@ -124,28 +130,65 @@ def test_samples_read_back_as_written(tmp_path):
     assert len(written) == 5
     for row, pair in zip(written, pairs, strict=True):
         texts = {name: str(getattr(pair, f"{name}_tokens")) for name in ("prompt", "real", "synthetic")}
-        assert row == vars(pair) | texts
+        tokens = {name: value for name, value in vars(pair).items() if name != "initial_tokens"}
+        assert row == tokens | texts
 
 
-def tail_rows(step: int) -> torch.Tensor:
-    """Two pairs: r, r', response length and whether y' was cut."""
-    return torch.tensor([[step, -step, 10, 0], [step + 2, -step, 20, 1]], dtype=torch.float64)
+def batch_rows(step: int, present: int = 2) -> BatchRows:
+    """Two pairs whose rewards follow from `step`; the second was cut and is no copy."""
+    pairs = [
+        SelfPlayPair(1, 0, [1], [1] * 9, [1] * 9, "stop", 0),
+        SelfPlayPair(1, 1, [1], [1] * 19, [2] * 21, "length", 0),
+    ]
+    logprobs = torch.full((2, 3), torch.nan, dtype=torch.float64)
+    references = logprobs.clone()
+    references[:, :present] = torch.tensor([[-9.0, -7, -5], [-11, -9, -8]])[:, :present]
+    rewards = torch.tensor([[step, -step, 1], [step + 2, -step, 2]])
+    return BatchRows.of(pairs, references + rewards, references)
+
+
+def test_rows_tell_lengths_cuts_and_copies():
+    rows = batch_rows(step=3)
+    assert (len(rows), rows.truncated, rows.identical) == (2, 1, 1)
+    assert rows.tokens.tolist() == [[9, 9], [19, 21]]
+    assert rows.rewards[:, :2].tolist() == [[3, -3], [5, -3]]
+
+
+def test_objectives_get_log_ratios_or_log_probs():
+    rows = batch_rows(step=3, present=3)
+    spin, tspin, sft = (build_objective(name) for name in ("spin", "tspin", "sft"))
+    r, s, _ = rows.rewards.T
+    assert rows.coefficients(spin, alpha=1.0)[0] == pytest.approx(spin(r, s).item())
+    y, y1, y0 = rows.logprobs.T
+    assert rows.coefficients(tspin, alpha=1.0)[0] == pytest.approx(tspin(y, y1, y0).item())
+    loss, factors = rows.coefficients(sft, alpha=1.0)
+    assert loss == 6  # both are -9 + 3 and -11 + 5
+    assert factors.tolist() == [[-0.5, 0, 0], [-0.5, 0, 0]]
+
+
+def test_without_first_responses_their_factors_are_zero():
+    loss, factors = batch_rows(step=3, present=2).coefficients(build_objective("tspin"), alpha=1.0)
+    assert loss > 0
+    assert factors[:, 2].tolist() == [0, 0]
+    assert factors[:, :2].abs().min() > 0
 
 
 def test_the_end_of_a_round_is_its_last_tenth():
     tail = RoundTail(steps=20)
     for step in range(20):
-        tail.add(tail_rows(step))
-    objective = build_objective("iris")
-    end = tail.end(objective, alpha=1.5)
+        tail.add(batch_rows(step))
+    spin, iris = build_objective("spin"), build_objective("iris")
+    end = tail.means(spin, alpha=1.5)
     assert (end.reward_real, end.reward_synthetic) == (19.5, -18.5)  # of steps 18 and 19
-    assert (end.response_tokens, end.alpha) == (15, 1.5)
+    assert (end.reference_real, end.reference_synthetic) == (-10, -8)
+    assert (end.tokens_real, end.tokens_synthetic, end.tokens, end.alpha) == (14, 15, 14.5, 1.5)
     real, synthetic = torch.tensor([18.0, 20, 19, 21]), torch.tensor([-18.0, -18, -19, -19])
-    assert end.loss == pytest.approx(objective(real, synthetic, alpha=1.5).item())
+    assert end.loss == pytest.approx(spin(real, synthetic).item())
+    assert end.iris_loss == pytest.approx(iris(real, synthetic, alpha=1.5).item())
 
 
-def test_a_short_round_ends_with_its_last_step():
+def test_a_short_round_ends_with_its_last_two_steps():
     tail = RoundTail(steps=3)
     for step in range(3):
-        tail.add(tail_rows(step))
-    assert tail.end(build_objective("iris"), alpha=1.0).reward_real == 3
+        tail.add(batch_rows(step))
+    assert tail.means(build_objective("iris"), alpha=1.0).reward_real == 2.5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from iris_ray.batching import balance
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
-from iris_ray.round_buffer import RoundBuffer, StoredPair, draw_prompts, sampling_seed
+from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, sampling_seed
 
 GENERATORS = ("a", "b", "c")
 
@@ -58,7 +58,7 @@ def play(buffer: RoundBuffer, rng: random.Random) -> list[list[int]]:
             assert buffer.ledger.leased + buffer.ledger.written <= (
                 buffer.trained_steps * buffer.batch_size + buffer.max_ahead
             )
-        batches.append([pair.index for pair in buffer.share(step, 0, 1)])
+        batches.append([pair.index for pair in buffer.share(step, 0, 1).pairs])
         buffer.commit(step)
     return batches
 
@@ -133,7 +133,7 @@ def test_steps_may_be_asked_for_in_any_order():
 def test_shares_of_the_ranks_make_up_the_batch_and_weigh_about_the_same(ranks):
     buffer = filled(size=20, batch_size=16)
     for step in range(buffer.steps):
-        shares = [buffer.share(step, rank, ranks) for rank in range(ranks)]
+        shares = [buffer.share(step, rank, ranks).pairs for rank in range(ranks)]
         batch = [stored(position) for position in buffer.positions(step)]
         assert sorted(chain(*shares), key=lambda pair: pair.index) == batch
         tokens = [sum(pair.num_tokens for pair in share) for share in shares]
@@ -142,7 +142,55 @@ def test_shares_of_the_ranks_make_up_the_batch_and_weigh_about_the_same(ranks):
 
 def test_a_rank_goes_without_where_there_are_too_few_pairs():
     buffer = filled(size=1)
-    assert [len(buffer.share(0, rank, 3)) for rank in range(3)] == [1, 0, 0]
+    assert buffer.share(0, 0, 3) == Share([stored(0)], [])
+    assert [buffer.share(0, rank, 3) for rank in (1, 2)] == [Share([], [])] * 2
+
+
+def of_first_iteration(prompt: int) -> StoredPair:
+    return StoredPair("first", prompt, num_tokens=3)
+
+
+def later_round(limit: int | None = None) -> RoundBuffer:
+    """All pairs of a third iteration, for an objective that looks at those of the first."""
+    prompt_ids = draw_prompts(30, limit, 0, 3, same_prompts=True)
+    buffer = RoundBuffer(
+        Round(3, version=2, alpha=1.0, gap=0.0, reason=""),
+        prompt_ids,
+        epochs=2,
+        batch_size=8,
+        max_ahead=100,
+        seed=0,
+        initial={prompt: of_first_iteration(prompt) for prompt in draw_prompts(30, limit, 0, 1).tolist()},
+    )
+    for position in buffer.lease("a", 100):
+        buffer.add("a", position, stored(position))
+    return buffer
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("limit", [None, 20])
+def test_each_pair_comes_with_the_first_iterations_pair_of_its_prompt(ranks, limit):
+    buffer = later_round(limit)
+    trained: list[StoredPair] = []
+    for step in range(buffer.steps):
+        for rank in range(ranks):
+            share = buffer.share(step, rank, ranks)
+            prompts = buffer.prompt_ids[[pair.index for pair in share.pairs]].tolist()
+            assert share.initial == [of_first_iteration(prompt) for prompt in prompts]
+            trained += share.initial
+    # Prompts are not numbered by their place, or the lookup above would tell nothing.
+    assert buffer.prompt_ids.tolist() != sorted(buffer.prompt_ids)
+    counts = Counter(pair.index for pair in trained)
+    assert counts == dict.fromkeys(draw_prompts(30, limit, 0, 1).tolist(), 2)
+
+
+def test_a_rank_without_pairs_has_no_first_ones_either():
+    assert later_round(1).share(0, 1, 2) == Share([], [])
+
+
+def test_pairs_come_alone_in_the_first_iteration():
+    buffer = filled(size=20, epochs=2)
+    assert all(buffer.share(step, 0, 1).initial == [] for step in range(buffer.steps))
 
 
 @given(st.lists(st.integers(0, 100)), st.integers(1, 6))
@@ -162,6 +210,21 @@ def test_draw_prompts():
     assert draw_prompts(50, 80, seed=0, iteration=1).tolist() == everything.tolist()
     assert draw_prompts(50, 8, seed=1, iteration=1).tolist() != everything[:8].tolist()
     assert draw_prompts(50, 8, seed=0, iteration=2).tolist() != everything[:8].tolist()
+
+
+@pytest.mark.parametrize("limit", [1, 8, 49, 50, 80, None])
+def test_the_same_prompts_are_those_of_the_first_iteration_in_a_new_order(limit):
+    first = draw_prompts(50, limit, seed=0, iteration=1)
+    later = [draw_prompts(50, limit, 0, iteration, same_prompts=True).tolist() for iteration in (2, 3, 4)]
+    assert all(sorted(prompts) == sorted(first) for prompts in later)
+    assert len({tuple(first), *map(tuple, later)}) == (1 if limit == 1 else 4)
+    assert draw_prompts(50, limit, 0, 2, same_prompts=True).tolist() == later[0]
+
+
+def test_asking_for_the_same_prompts_changes_nothing_in_the_first_iteration():
+    for limit in (None, 8, 80):
+        same = draw_prompts(50, limit, 0, 1, same_prompts=True)
+        assert same.tolist() == draw_prompts(50, limit, 0, 1).tolist()
 
 
 def test_sampling_seeds_repeat_and_never_coincide():

@@ -1,15 +1,16 @@
 """A run's folder, and the records that fill it."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from conftest import run_config
 
-from iris_ray.alpha import RoundEnd
-from iris_ray.config import RunConfig
+from iris_ray.config import Alpha, RunConfig
 from iris_ray.contracts import StepReport, Update
 from iris_ray.errors import RunFolderError
 from iris_ray.game import Round
+from iris_ray.gap import PairMeans
 from iris_ray.records import Records
 from iris_ray.run_folder import RunFolder
 from iris_ray.weights.manifest import Probe
@@ -18,14 +19,28 @@ STEP = StepReport(
     loss=-0.2,
     reward_real=0.5,
     reward_synthetic=-0.5,
+    reward_real_sd=0.25,
+    reward_synthetic_sd=0.75,
     ess_real=3.0,
     ess_synthetic=2.0,
     grad_norm=None,
     learning_rate=1e-3,
     pairs=4,
     truncated=1,
+    identical=2,
+    response_tokens=5.0,
 )
-END = RoundEnd(reward_real=0.6, reward_synthetic=-0.4, loss=-0.3, alpha=1.25, response_tokens=5.0)
+END = PairMeans(
+    reward_real=0.6,
+    reward_synthetic=-0.4,
+    reference_real=-5.0,
+    reference_synthetic=-3.0,
+    tokens_real=6.0,
+    tokens_synthetic=4.0,
+    loss=-0.3,
+    iris_loss=-0.5,
+    alpha=1.25,
+)
 
 
 @pytest.fixture
@@ -112,7 +127,7 @@ def play_round(records: Records, iteration: int, steps: int = 2) -> None:
 
 
 def test_summary_of_a_run(folder):
-    records = Records(folder)
+    records = Records(folder, Alpha())
     records.evaluated(0, 0.25)
     play_round(records, 1)
     records.evaluated(1, 0.5)
@@ -124,6 +139,7 @@ def test_summary_of_a_run(folder):
     first, second = summary["iterations"]
     assert (first["iteration"], first["alpha"], first["gap"]) == (1, 1.25, 0.5)
     assert (first["loss"], first["reward_real"], first["reward_synthetic"]) == (-0.3, 0.6, -0.4)
+    assert first["reason"] == "why"
     assert (first["exact_match"], first["pairs"], first["truncated"]) == (0.5, 8, 2)
     assert first["seconds"] > 0
     assert first["pairs_per_s"] == pytest.approx(8 / first["seconds"])
@@ -140,7 +156,7 @@ def test_summary_of_a_run(folder):
 
 
 def test_summary_of_a_run_that_did_not_get_far(folder):
-    records = Records(folder)
+    records = Records(folder, Alpha())
     assert records.summary()["iterations"] == []
     assert records.summary()["sync"]["parity_max_abs_diff"] is None
     records.round_opened(Round(1, 0, alpha=1.0, gap=0.0, reason="why"), 5)
@@ -150,23 +166,23 @@ def test_summary_of_a_run_that_did_not_get_far(folder):
 
 
 def test_every_event_is_in_the_metrics(folder):
-    records = Records(folder)
+    records = Records(folder, Alpha())
     records.evaluated(0, None)
     play_round(records, 1)
     records.updated(Update("generator-0", 1, 2.0, 1.0, 1e-6))
     records.evaluated(1, 0.75)
     baseline, first, second, update, iteration = events(folder)
     assert (baseline["event"], baseline["exact_match"]) == ("baseline", None)
-    assert [(e["event"], e["iteration"], e["step"], e["alpha"], e["loss"]) for e in (first, second)] == [
-        ("step", 1, 1, 1.25, -0.2),
-        ("step", 1, 2, 1.25, -0.2),
-    ]
+    for number, step in enumerate((first, second), start=1):
+        del step["time"]
+        where = {"event": "step", "iteration": 1, "step": number}
+        assert step == where | {"alpha": 1.25, "gap": 0.5} | asdict(STEP)
     assert (update["event"], update["parity_max_abs_diff"]) == ("update", 1e-6)
     assert (iteration["event"], iteration["iteration"], iteration["exact_match"]) == ("iteration", 1, 0.75)
 
 
 def test_status_follows_the_run(folder):
-    records = Records(folder)
+    records = Records(folder, Alpha())
     assert (records.status()["iteration"], records.status()["evaluated"]) == (0, -1)
     records.evaluated(0, 0.25)
     play_round(records, 1)
@@ -177,3 +193,69 @@ def test_status_follows_the_run(folder):
     assert (status["step"], status["steps"], status["evaluated"]) == (1, 7, 0)
     assert status["last_step"]["loss"] == -0.2
     assert len(status["iterations"]) == 2
+
+
+def test_an_order_set_after_the_first_batch_holds_from_then_on(folder):
+    records = Records(folder, Alpha())
+    records.round_opened(Round(1, 0, alpha=1.0, gap=0.0, reason="initial"), 3)
+    records.stepped(STEP)
+    records.order_set(Round(1, 0, alpha=1.5, gap=1.0, reason="measured"))
+    records.stepped(STEP)
+    records.stepped(STEP)
+    assert [(event["alpha"], event["gap"]) for event in events(folder)] == [
+        (1.0, 0.0),
+        (1.5, 1.0),
+        (1.5, 1.0),
+    ]
+    assert [event["step"] for event in events(folder)] == [1, 2, 3]
+    status = records.status()
+    assert (status["iteration"], status["alpha"], status["gap"], status["step"]) == (1, 1.5, 1.0, 3)
+    records.round_closed(END)
+    (entry,) = records.summary()["iterations"]
+    assert (entry["alpha"], entry["gap"], entry["reason"], entry["pairs"]) == (1.5, 1.0, "measured", 12)
+
+
+def warned(records: Records) -> list[tuple[int, int, str]]:
+    return [(w["iteration"], w["step"], w["kind"]) for w in records.warnings]
+
+
+def test_a_run_that_goes_well_has_no_warnings(folder):
+    records = Records(folder, Alpha())
+    play_round(records, 1, steps=20)
+    assert records.status()["warnings"] == records.summary()["warnings"] == []
+    assert {event["event"] for event in events(folder)} == {"step"}
+
+
+def test_warnings_are_in_status_summary_and_metrics(folder):
+    records = Records(folder, Alpha())
+    for iteration in (1, 2):
+        records.round_opened(Round(iteration, iteration - 1, alpha=1.25, gap=0.5, reason="why"), 8)
+        for _ in range(8):
+            records.stepped(replace(STEP, truncated=4))
+        records.round_closed(END)
+    assert warned(records) == [(1, 5, "mostly_truncated"), (2, 5, "mostly_truncated")]
+    assert "100%" in records.warnings[0]["message"]
+    assert records.status()["warnings"] == records.summary()["warnings"] == records.warnings
+    lines = [event for event in events(folder) if event["event"] == "warning"]
+    assert [{key: line[key] for key in line.keys() - {"event", "time"}} for line in lines] == records.warnings
+    folder.write_summary(records.summary())
+    assert json.loads(folder.summary.read_text())["warnings"] == records.warnings
+
+
+def test_a_warning_stands_behind_the_step_that_it_is_about(folder):
+    records = Records(folder, Alpha())
+    records.round_opened(Round(1, 0, alpha=1.25, gap=0.5, reason="why"), 6)
+    for _ in range(6):
+        records.stepped(replace(STEP, identical=4))
+    assert [event["event"] for event in events(folder)] == ["step"] * 5 + ["warning", "step"]
+
+
+def test_a_gap_that_saturates_is_warned_of_when_the_round_opens_or_its_order_is_set(folder):
+    records = Records(folder, Alpha(c=1.0, maximum=2.0))
+    records.round_opened(Round(1, 0, alpha=2.0, gap=3.0, reason="why"), 2)
+    assert warned(records) == [(1, 0, "gap_saturates")]
+    assert "alpha.maximum=2" in records.warnings[0]["message"]
+    records.round_opened(Round(2, 1, alpha=1.5, gap=0.5, reason="why"), 2)
+    records.stepped(STEP)
+    records.order_set(Round(2, 1, alpha=2.0, gap=3.0, reason="why"))
+    assert warned(records)[1:] == [(2, 1, "gap_saturates")]

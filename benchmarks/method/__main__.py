@@ -11,12 +11,12 @@ import typer
 from rich.progress import track
 
 from benchmarks.method.cell import LEARNING_RATES, SEEDS, Cell, play, start_weights
-from benchmarks.method.methods import METHODS
+from benchmarks.method.methods import MAIN_METHODS, METHODS
 from benchmarks.method.results import append, missing
-from benchmarks.method.worlds import WORLDS
+from benchmarks.method.worlds import EARLY_WORLDS, WORLDS
 
 RESULTS = Path("runs/method-study/results.jsonl")
-PAGE = Path(__file__).parents[2] / "docs" / "method-study.md"
+FOLDER = Path(__file__).parents[2] / "docs" / "method-study"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,15 +30,19 @@ def study(
     draw: Annotated[bool, typer.Option(help="Write figures and tables afterwards.")] = True,
 ) -> None:
     """Play all cells that have no result yet, each a Ray task on one core."""
-    for name, known in ((world or [], WORLDS), (method or [], METHODS)):
+    for name, known in ((world or [], WORLDS + EARLY_WORLDS), (method or [], METHODS)):
         for unknown in set(name) - set(known):
             raise typer.BadParameter(f"{unknown!r} does not exist. There are: {', '.join(known)}.")
     cells = [
         Cell(*key)
-        for key in itertools.product(world or WORLDS, method or METHODS, LEARNING_RATES, seed or SEEDS)
+        for key in itertools.product(WORLDS + EARLY_WORLDS, METHODS, LEARNING_RATES, SEEDS)
+        if (key[0] in WORLDS or key[1] in MAIN_METHODS)
+        and key[0] in (world or key)
+        and key[1] in (method or key)
+        and key[3] in (seed or key)
     ]
     # Seed by seed, so that a study that was stopped early has whole comparisons.
-    todo = sorted(missing(cells, results), key=lambda cell: cell.seed)
+    todo = sorted(missing(cells, results), key=lambda cell: (cell.seed, cell.world in EARLY_WORLDS))
     typer.echo(f"{len(cells)} cells, {len(todo)} of them to play.")
     if todo:
         ray.init(include_dashboard=False, log_to_driver=False)
@@ -47,8 +51,8 @@ def study(
     if draw:
         from benchmarks.method.report import write_report
 
-        write_report(results, PAGE)
-        typer.echo(f"Written: {PAGE}")
+        write_report(results, FOLDER)
+        typer.echo(f"Written: {FOLDER}")
 
 
 def _play_all(cells: list[Cell]) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,14 @@ def _other(name: str, share: float = 1.0, **options: Any) -> Method:
     return Method(objective={"name": name, "options": options}, share=share)
 
 
-ESTIMATORS = ("margin", "variational", "nll")
+# A difference of means per token cannot be counted per response without weighing in the lengths.
+ESTIMATORS = (
+    ("margin", "token"),
+    ("margin", "sequence"),
+    ("variational", "token"),
+    ("variational", "sequence"),
+    ("nll", "token"),
+)
 GAINS = (0.1, 0.5, 1.0)
 
 METHODS = {
@@ -37,13 +44,20 @@ METHODS = {
     "T-SPIN": _other("tspin"),
     **{f"IRIS α={alpha:g}": _fixed(alpha) for alpha in (0.5, 1, 1.5, 2)},
     "IRIS geometric": Method(alpha={"schedule": "geometric"}),
-    **{
-        f"IRIS {gap}/{per} c={c:g}": _feedback(gap, per, c)
-        for gap in ESTIMATORS
-        for per in ("token", "sequence")
-        for c in GAINS
-    },
+    **{f"IRIS {gap}/{per} c={c:g}": _feedback(gap, per, c) for gap, per in ESTIMATORS for c in GAINS},
     "SFT 13%": _other("sft", share=0.13),
     "SPACE 13%": _other("space", share=0.13),
     "IRIS 13%": _feedback("margin", "sequence", 0.5, share=0.13),
 }
+
+MAIN_METHODS = (
+    "SFT",
+    "SPIN λ=0.1",
+    "SPACE",
+    "SPIF",
+    "T-SPIN",
+    "IRIS α=1",
+    "IRIS α=2",
+    "IRIS margin/sequence c=0.5",
+)
+"""One or two of each kind: what is played from early starts as well."""

@@ -7,7 +7,7 @@ name stands for a family of worlds.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -16,6 +16,7 @@ from iris_ray.contracts import Demonstration
 
 END = 0  # ends each answer, and pads behind it; 1 ... vocabulary - 1 are symbols
 PAIRS = 512  # annotated pairs of a world
+EARLY, EARLY_SHARE = ", early start", 0.7
 
 Law = Callable[[list[int], list[int]], dict[int, float]]
 """p_data one token at a time: prompt and answer so far → possible next tokens and their probabilities."""
@@ -86,7 +87,12 @@ class World:
 
 
 def build_world(name: str, seed: int) -> World:
-    return _BUILDERS[name](random.Random(f"{name} {seed}"))
+    """The world `name` with the tables of `seed`; with `EARLY` behind its name, its model knows less."""
+    base = name.removesuffix(EARLY)
+    world = _BUILDERS[base](random.Random(f"{base} {seed}"))
+    if name == base:
+        return world
+    return replace(world, name=name, warmup_steps=round(EARLY_SHARE * world.warmup_steps))
 
 
 def _deterministic(rng: random.Random) -> World:
@@ -281,3 +287,5 @@ _BUILDERS: dict[str, Callable[[random.Random], World]] = {
     "long": _long,
 }
 WORLDS = list(_BUILDERS)
+EARLY_WORLDS = [name + EARLY for name in ("deterministic", "stochastic", "long")]
+"""The same worlds, met by a model whose SFT was stopped early: much is left to learn from the same data."""

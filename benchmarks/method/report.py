@@ -1,0 +1,218 @@
+"""Figures and tables of the study, from its results alone."""
+
+import csv
+import math
+from collections import Counter
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks.method.analysis import Estimate, Results, Study
+from benchmarks.method.cell import ITERATIONS, LEARNING_RATES
+from benchmarks.method.methods import METHODS
+from benchmarks.method.results import load
+from benchmarks.method.worlds import WORLDS, build_world
+
+BASELINE = "SFT"
+CURVES = {
+    "SFT": "black",
+    "SPIN λ=0.1": "tab:red",
+    "SPACE": "tab:blue",
+    "SPIF": "tab:cyan",
+    "T-SPIN": "tab:brown",
+    "IRIS α=1": "tab:olive",
+    "IRIS margin/sequence c=0.5": "tab:green",
+}
+ORDERS = {
+    f"IRIS {gap}/{per} c={c:g}": (color, style)
+    for gap, color in (("margin", "tab:green"), ("variational", "tab:purple"), ("nll", "tab:orange"))
+    for per, c, style in (("token", 1.0, ":"), ("sequence", 0.5, "-"))
+}
+
+mpl.rcParams.update(
+    {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+)
+
+
+def write_report(results_path: Path, folder: Path) -> None:
+    """Write `curves.svg`, `differences.svg`, `stability.svg`, `orders.svg`, `tables.md` and `cells.csv`."""
+    results = load(results_path)
+    # A study that was stopped early shows the methods that are there in every world.
+    studies = [study for world in WORLDS if (study := Study(results, world)).seeds]
+    methods = [method for method in METHODS if all(method in study.seeds for study in studies)]
+    folder.mkdir(parents=True, exist_ok=True)
+    _draw_curves(studies, methods, folder / "curves.svg")
+    _draw_differences(studies, methods, folder / "differences.svg")
+    _draw_stability(studies, methods, folder / "stability.svg")
+    _draw_orders(studies, methods, folder / "orders.svg")
+    (folder / "tables.md").write_text("\n".join(_tables(studies)) + "\n")
+    _write_cells(results, folder / "cells.csv")
+
+
+def _draw_curves(studies: list[Study], methods: list[str], path: Path) -> None:
+    """KL by iteration, mean over seeds with one standard deviation."""
+    figure, axes = plt.subplots(1, len(studies), figsize=(3 * len(studies), 3.2), squeeze=False)
+    for study, axis in zip(studies, axes[0], strict=True):
+        for method, color in CURVES.items():
+            if method not in methods:
+                continue
+            _curve(axis, [study.chosen("kl", method, i) for i in range(ITERATIONS + 1)], color, method)
+        axis.set(title=study.world, xlabel="iteration", ylim=(0, 1.5 * study.start("kl").mean))
+    axes[0, 0].set_ylabel("KL(p_data‖p_θ) in nats per response")
+    _save(figure, path, columns=len(CURVES))
+
+
+def _curve(axis: Axes, values: list[list[float]], color: str, label: str) -> None:
+    means, sds = np.array([(np.mean(v), np.std(v)) for v in values]).T
+    axis.plot(means, color=color, label=label, marker="o", markersize=2.5, linewidth=1.3)
+    axis.fill_between(range(len(means)), means - sds, means + sds, color=color, alpha=0.1, linewidth=0)
+
+
+def _draw_differences(studies: list[Study], methods: list[str], path: Path) -> None:
+    """Final KL of each method minus that of continued SFT, paired by seed, with 95 % intervals."""
+    methods = [method for method in methods if method != BASELINE]
+    figure, axes = plt.subplots(
+        1, len(studies), figsize=(2.6 * len(studies) + 1.5, 6.5), sharey=True, squeeze=False
+    )
+    for study, axis in zip(studies, axes[0], strict=True):
+        reach = study.start("kl").mean
+        for row, method in enumerate(methods):
+            difference = study.against(method, BASELINE)
+            outside = not abs(difference.mean) < reach
+            place = math.copysign(reach, difference.mean) if outside else difference.mean
+            width = 0 if outside else difference.half_width
+            axis.errorbar(
+                place,
+                row,
+                xerr=width,
+                color=_color(difference),
+                marker=">" if outside else "o",
+                markersize=3.5,
+            )
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(title=study.world, xlim=(-1.1 * reach, 1.1 * reach), xlabel="KL − KL of SFT")
+    axes[0, 0].set_yticks(range(len(methods)), methods)
+    axes[0, 0].invert_yaxis()
+    _save(figure, path)
+
+
+def _color(difference: Estimate) -> str:
+    """Green: better than SFT by more than the interval; red: worse; grey: not told apart."""
+    if abs(difference.mean) <= difference.half_width:
+        return "tab:gray"
+    return "tab:green" if difference.mean < 0 else "tab:red"
+
+
+def _draw_stability(studies: list[Study], methods: list[str], path: Path) -> None:
+    """Final KL over start KL of every method, world and learning rate."""
+    ratios = np.array(
+        [[study.worsened(method, rate) for study in studies for rate in LEARNING_RATES] for method in methods]
+    )
+    figure, axis = plt.subplots(figsize=(1.0 + 0.75 * ratios.shape[1], 0.27 * len(methods) + 1.3))
+    axis.imshow(np.log2(np.clip(ratios, 0.1, 10)), cmap="RdYlGn_r", vmin=-2, vmax=2, aspect="auto")
+    for (row, column), ratio in np.ndenumerate(ratios):
+        text = "∞" if math.isinf(ratio) else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7)
+    labels = [f"{study.world}\n{rate:.0e}" for study in studies for rate in LEARNING_RATES]
+    axis.set_xticks(range(len(labels)), labels, fontsize=6.5)
+    axis.set_yticks(range(len(methods)), methods)
+    axis.spines[:].set_visible(False)
+    axis.set_title("final KL ÷ start KL at each learning rate (green: better than the start, red: worse)")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _draw_orders(studies: list[Study], methods: list[str], path: Path) -> None:
+    """α by iteration under gap feedback."""
+    figure, axes = plt.subplots(1, len(studies), figsize=(3 * len(studies), 2.8), sharey=True, squeeze=False)
+    for study, axis in zip(studies, axes[0], strict=True):
+        for method, (color, style) in ORDERS.items():
+            if method not in methods:
+                continue
+            means = [np.mean(study.chosen("alpha", method, i)) for i in range(1, ITERATIONS + 1)]
+            label = method.removeprefix("IRIS ")
+            axis.plot(range(1, ITERATIONS + 1), means, color=color, linestyle=style, label=label)
+        axis.set(title=study.world, xlabel="iteration")
+    axes[0, 0].set_ylabel("order α")
+    _save(figure, path, columns=len(ORDERS))
+
+
+def _save(figure: plt.Figure, path: Path, columns: int = 0) -> None:
+    figure.tight_layout(rect=(0, 0.08 if columns else 0, 1, 1))
+    if columns:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _tables(studies: list[Study]) -> list[str]:
+    lines = [
+        "# Method study: all numbers",
+        "",
+        "Means over seeds ± half a 95 % confidence interval (Student's t). KL in nats per response. Each",
+        "seed's learning rate is the best on the other seeds; the column tells which ones were chosen.",
+        "ΔKL is paired by seed against continued SFT: below 0 is better than SFT. **Bold**: the interval",
+        "leaves out 0. Written by `make study`.",
+    ]
+    for study in studies:
+        start = ", ".join(f"{name} {study.start(name)}" for name in ("kl", "tv", "validity"))
+        lines += [
+            "",
+            f"## {study.world}",
+            "",
+            build_world(study.world, 0).description,
+            f"Start: {start}.",
+            "",
+        ]
+        lines += [
+            "| method | learning rate | KL | ΔKL to SFT | total variation | validity | seeds |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_row(study, method) for method in METHODS if method in study.seeds]
+    return lines
+
+
+def _row(study: Study, method: str) -> str:
+    rates = Counter(study.rate(method, seed) for seed in study.seeds[method])
+    chosen = ", ".join(f"{rate:.0e}" for rate, _ in rates.most_common())
+    difference = study.against(method, BASELINE)
+    told_apart = abs(difference.mean) > difference.half_width
+    cells = [
+        method,
+        chosen,
+        Estimate.of(study.chosen("kl", method)),
+        f"**{difference}**" if told_apart else difference,
+        Estimate.of(study.chosen("tv", method)),
+        Estimate.of(study.chosen("validity", method)),
+        len(study.seeds[method]),
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _write_cells(results: Results, path: Path) -> None:
+    """One row a cell, to compare a re-run with."""
+    kl = [f"kl_{i}" for i in range(ITERATIONS + 1)]
+    alpha = [f"alpha_{i}" for i in range(1, ITERATIONS + 1)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["world", "method", "learning_rate", "seed", "diverged", *kl, "tv", "validity", *alpha, "seconds"]
+        )
+        for cell in sorted(
+            results, key=lambda cell: (cell.world, cell.method, cell.learning_rate, cell.seed)
+        ):
+            entry = results[cell]
+            steps = entry["iterations"]
+            padded = steps + [{}] * (ITERATIONS + 1 - len(steps))
+            writer.writerow(
+                [cell.world, cell.method, cell.learning_rate, cell.seed, entry["diverged"]]
+                + [step.get("kl", "") for step in padded]
+                + [steps[-1]["tv"], steps[-1]["validity"]]
+                + [step.get("alpha", "") for step in padded[1:]]
+                + [entry["seconds"]]
+            )

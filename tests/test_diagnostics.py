@@ -1,0 +1,176 @@
+"""Warnings of a run: each under its cause, once an opponent, with numbers and a way out."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from iris_ray.config import Alpha
+from iris_ray.contracts import StepReport
+from iris_ray.diagnostics import Diagnostics, Finding
+from iris_ray.game import Round
+
+# 64 responses of 20 tokens, going well.
+HEALTHY = StepReport(
+    loss=-0.3,
+    reward_real=2.0,
+    reward_synthetic=-6.0,
+    reward_real_sd=1.0,
+    reward_synthetic_sd=3.0,
+    ess_real=60.0,
+    ess_synthetic=20.0,
+    grad_norm=1.0,
+    learning_rate=1e-6,
+    pairs=64,
+    truncated=6,
+    identical=10,
+    response_tokens=20.0,
+)
+TROUBLE = {
+    "ess_real_collapses": {"ess_real": 3.1, "reward_real_sd": 12.5},
+    "ess_synthetic_collapses": {"ess_synthetic": 1.2, "reward_synthetic_sd": 33.0},
+    "rewards_explode": {"reward_real": 9.0, "reward_synthetic": -25.0},
+    "annotated_fall": {"reward_real": -3.0},
+    "mostly_truncated": {"truncated": 48},
+    "mostly_identical": {"identical": 56},
+}
+every_trouble = pytest.mark.parametrize("kind", TROUBLE)
+
+
+def round_(iteration: int = 1, gap: float = 0.1) -> Round:
+    return Round(iteration, iteration - 1, alpha=1.0, gap=gap, reason="why")
+
+
+def watching(iteration: int = 1, **settings: Any) -> Diagnostics:
+    diagnostics = Diagnostics(Alpha(**settings))
+    assert diagnostics.opened(round_(iteration)) == []
+    return diagnostics
+
+
+def steps(diagnostics: Diagnostics, count: int, **changes: float) -> list[Finding]:
+    """What is said in `count` alike steps."""
+    report = replace(HEALTHY, **changes)
+    return [finding for _ in range(count) for finding in diagnostics.stepped(report)]
+
+
+def kinds(findings: list[Finding]) -> list[str]:
+    return [finding.kind for finding in findings]
+
+
+def test_nothing_is_said_of_a_healthy_run():
+    diagnostics = watching()
+    for iteration in range(2, 5):
+        assert steps(diagnostics, 30) == []
+        assert diagnostics.opened(round_(iteration)) == []
+
+
+def test_a_round_begins_at_rewards_of_zero_and_that_is_healthy():
+    at_start = {"reward_real": 0.0, "reward_synthetic": 0.0, "ess_real": 64.0, "ess_synthetic": 64.0}
+    assert steps(watching(), 10, **at_start, reward_real_sd=0.0, reward_synthetic_sd=0.0) == []
+
+
+def test_an_objective_that_does_not_look_at_synthetic_responses_is_healthy():
+    assert steps(watching(), 10, ess_synthetic=0.0) == []
+
+
+@every_trouble
+def test_each_trouble_is_named_and_no_other(kind):
+    assert kinds(steps(watching(), 10, **TROUBLE[kind])) == [kind]
+
+
+@every_trouble
+def test_nothing_is_said_before_the_fifth_step(kind):
+    diagnostics = watching()
+    assert steps(diagnostics, 4, **TROUBLE[kind]) == []
+    assert kinds(steps(diagnostics, 1, **TROUBLE[kind])) == [kind]
+
+
+@every_trouble
+def test_each_trouble_is_told_once_an_opponent(kind):
+    diagnostics = watching()
+    assert len(steps(diagnostics, 40, **TROUBLE[kind])) == 1
+    diagnostics.opened(round_(2))
+    assert steps(diagnostics, 4, **TROUBLE[kind]) == []
+    assert kinds(steps(diagnostics, 36, **TROUBLE[kind])) == [kind]
+
+
+@every_trouble
+def test_an_order_set_anew_is_still_the_same_opponent(kind):
+    diagnostics = watching()
+    assert len(steps(diagnostics, 10, **TROUBLE[kind])) == 1
+    diagnostics.opened(round_(1, gap=0.2))
+    assert steps(diagnostics, 10, **TROUBLE[kind]) == []
+
+
+@every_trouble
+def test_steps_against_the_opponent_before_do_not_count(kind):
+    diagnostics = watching()
+    steps(diagnostics, 10, **TROUBLE[kind])
+    diagnostics.opened(round_(2))
+    assert steps(diagnostics, 20) == []
+
+
+def test_trouble_is_what_lasts_not_a_single_step():
+    diagnostics = watching()
+    steps(diagnostics, 9)
+    assert steps(diagnostics, 1, reward_synthetic=-100.0, truncated=64, identical=64) == []
+
+
+def test_troubles_are_told_together():
+    changes = {key: value for trouble in TROUBLE.values() for key, value in trouble.items()}
+    assert sorted(kinds(steps(watching(), 10, **changes))) == sorted(TROUBLE)
+
+
+MESSAGES = {
+    "ess_real_collapses": ("3.1 of 64 annotated", "12.5 nats", "Lower learner.learning_rate"),
+    "ess_synthetic_collapses": ("1.2 of 64 synthetic", "33.0 nats", "Lower learner.learning_rate"),
+    "rewards_explode": ("+0.45 (annotated)", "-1.25 (synthetic)", "schedule.epochs"),
+    "annotated_fall": ("-0.15 nats per token", "objective.name=sft"),
+    "mostly_truncated": ("75%", "Raise data.max_response_tokens"),
+    "mostly_identical": ("88%", "harder prompts"),
+}
+
+
+@every_trouble
+def test_a_warning_tells_what_was_seen_and_what_to_do(kind):
+    (finding,) = steps(watching(), 5, **TROUBLE[kind])
+    for part in MESSAGES[kind]:
+        assert part in finding.message
+
+
+def test_numbers_are_means_over_the_last_ten_steps():
+    diagnostics = watching()
+    steps(diagnostics, 20)
+    assert steps(diagnostics, 4, truncated=64) == []
+    (finding,) = steps(diagnostics, 1, truncated=64)
+    assert f"{(5 * 64 + 5 * 6) / 640:.0%}" in finding.message
+
+
+@pytest.mark.parametrize(("gap", "wanted"), [(5.0, "3.5"), (-2.0, "0")])
+def test_a_gap_beyond_the_limits_of_the_order_is_told_at_once(gap, wanted):
+    (finding,) = Diagnostics(Alpha(c=0.5)).opened(round_(gap=gap))
+    assert finding.kind == "gap_saturates"
+    for part in (f"gap {gap:g}", f"α = {wanted},", "alpha.minimum=0.5", "alpha.maximum=3", "Lower alpha.c"):
+        assert part in finding.message
+
+
+@pytest.mark.parametrize("gap", [4.0, -1.0, 0.0])
+def test_a_gap_at_the_limits_of_the_order_is_healthy(gap):
+    assert Diagnostics(Alpha(c=0.5)).opened(round_(gap=gap)) == []
+
+
+@pytest.mark.parametrize("schedule", ["fixed", "geometric", "mine"])
+def test_where_the_order_does_not_follow_the_gap_it_cannot_saturate(schedule):
+    assert Diagnostics(Alpha(schedule=schedule)).opened(round_(gap=100.0)) == []
+
+
+def test_saturation_is_told_once_an_opponent():
+    diagnostics = Diagnostics(Alpha())
+    said = [diagnostics.opened(round_(iteration, gap=100.0)) for iteration in (1, 1, 2, 2)]
+    assert [kinds(findings) for findings in said] == [["gap_saturates"], [], ["gap_saturates"], []]
+
+
+def test_saturation_is_also_told_when_the_order_is_set_after_the_first_batch():
+    diagnostics = watching()
+    steps(diagnostics, 1)
+    assert kinds(diagnostics.opened(round_(gap=100.0))) == ["gap_saturates"]
