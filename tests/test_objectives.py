@@ -78,7 +78,6 @@ probabilities = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(
     lambda weights: [weight / sum(weights) for weight in weights]
 )
 
-
 Columns = dict[str, list[float]]
 KINDS = ("real", "synthetic", "initial")
 # Every registered objective with all the responses it looks at, and variants of some.

@@ -157,6 +157,80 @@ def test_nothing_is_left_running(run: tuple[RunConfig, dict]) -> None:
     assert not ray.is_initialized()
 
 
+@pytest.fixture(scope="module")
+def tspin_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict]:
+    """An objective that looks at raw log-probs and first responses; a gap that first batches tell."""
+    settings = {
+        "objective": {"name": "tspin", "options": {"a": 0.5}},
+        "alpha": {"gap": "nll", "gap_per": "sequence", "c": 1.0},
+        "schedule": {"iterations": 2, "epochs": 1, "prompts_per_iteration": 96},
+        # Cooler responses are likelier than annotated ones under their own model: a gap that is not 0.
+        "generation": RECIPE["generation"] | {"count": 1, "temperature": 0.4},
+        "learner": RECIPE["learner"] | {"workers": 1, "batch_size": 16},
+    }
+    config = RunConfig.from_dict(recipe(tmp_path_factory.mktemp("runs"), "tspin") | settings)
+    return config, SelfPlay(config).run()
+
+
+def test_tspin_compares_with_what_the_first_model_wrote(tspin_run: tuple[RunConfig, dict]) -> None:
+    config, summary = tspin_run
+    assert summary["ledger"] == {"committed": 192, "lost": 0, "duplicated": 0}
+    first, second = (
+        pq.read_table(config.folder / "samples" / f"iteration-00{i}.parquet").to_pylist() for i in (1, 2)
+    )
+    y0 = {row["prompt_id"]: row["synthetic_tokens"] for row in first}
+    assert y0.keys() == {row["prompt_id"] for row in second}
+    # The second round's first batch, scored by the model that the first round made.
+    model = AutoModelForCausalLM.from_pretrained(config.folder / "checkpoints" / "iteration-001")
+
+    def logprob(prompt: list[int], response: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            table = model(torch.tensor([prompt + response])).logits[0].double().log_softmax(-1)
+        return sum(table[len(prompt) - 1 + i, token] for i, token in enumerate(response))
+
+    scores = torch.stack(
+        [
+            torch.stack(
+                [
+                    logprob(row["prompt_tokens"], response)
+                    for response in (row["real_tokens"], row["synthetic_tokens"], y0[row["prompt_id"]])
+                ]
+            )
+            for row in second[:16]
+        ]
+    )
+    y, y1, y_first = scores.T
+    expected = -(0.5 * (y - y1)).sigmoid().log().mean() - 0.1 * (0.5 * (y1 - y_first)).sigmoid().log().mean()
+    step = next(e for e in metrics(config) if e["event"] == "step" and e["iteration"] == 2)
+    assert step["loss"] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_gap_of_the_first_batch_sets_the_order_of_the_rest(tspin_run: tuple[RunConfig, dict]) -> None:
+    config, summary = tspin_run
+    for entry in summary["iterations"]:
+        steps = [e for e in metrics(config) if e["event"] == "step" and e["iteration"] == entry["iteration"]]
+        # The first step stands on r = r' = 0, where every order is the same.
+        assert {(step["alpha"], step["gap"]) for step in steps} == {(entry["alpha"], entry["gap"])}
+        assert entry["alpha"] == pytest.approx(min(3, 1 + entry["gap"]))
+        assert entry["gap"] > 0
+        assert "nll gap" in entry["reason"]
+    game = json.loads((config.folder / "checkpoints" / "iteration-002" / "game.json").read_text())
+    assert game["gaps"] == [entry["gap"] for entry in summary["iterations"]]
+    assert game["end"]["reward_real"] == summary["iterations"][1]["reward_real"]
+
+
+def test_warnings_are_kept(tspin_run: tuple[RunConfig, dict]) -> None:
+    config, summary = tspin_run
+    events = [event for event in metrics(config) if event["event"] == "warning"]
+    assert [{k: v for k, v in event.items() if k not in ("event", "time")} for event in events] == summary[
+        "warnings"
+    ]
+    saturated = {
+        warning["iteration"] for warning in summary["warnings"] if warning["kind"] == "gap_saturates"
+    }
+    assert saturated == {entry["iteration"] for entry in summary["iterations"] if 1 + entry["gap"] > 3}
+
+
 def metrics(config: RunConfig) -> list[dict]:
     return [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
 
