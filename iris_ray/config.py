@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +23,7 @@ class Run(Section):
     """Seeds the data order, the made models, the sampling and the evaluation split."""
     ray_address: str | None = None
     """Ray cluster to join, for instance `auto`. Empty: RAY_ADDRESS if set, else a local cluster."""
-    plugins: list[str] = []
+    plugins: list[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]] = []
     """Python modules to import everywhere; they register objectives, schedules or gap estimators."""
     start_timeout_s: float = Field(600, gt=0)
     """How long the actors may take to start, in seconds."""

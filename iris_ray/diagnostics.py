@@ -13,7 +13,8 @@ from iris_ray.game import Round
 
 WINDOW = 10  # steps that a finding is averaged over
 FEWEST = 5  # steps before anything is said
-LOW_ESS = 0.1  # of the batch
+LOW_ESS, LOWEST_ESS = 0.1, 1.5  # of the batch; responses
+SMALL_BATCH = 4  # pairs, below which a collapse says nothing
 LARGE_REWARD = 1.0  # nats per response token
 FALLEN_REWARD = -0.1  # nats per response token
 OFTEN = 0.5  # of the pairs
@@ -32,23 +33,21 @@ class Diagnostics:
 
     def __init__(self, settings: Alpha):
         self.settings = settings
+        self._iteration = 0
         self._recent: deque[StepReport] = deque(maxlen=WINDOW)
         self._said: set[str] = set()
 
-    def opened(self, round_: Round) -> list[Finding]:
-        """A round was opened, or its order was set anew."""
-        if round_.iteration != getattr(self, "_iteration", None):
+    def stepped(self, round_: Round, report: StepReport) -> list[Finding]:
+        """What is new after an optimiser step of `round_`."""
+        if round_.iteration != self._iteration:
             self._iteration = round_.iteration
             self._recent.clear()
             self._said.clear()
-        return self._new(self._saturated(round_))
-
-    def stepped(self, report: StepReport) -> list[Finding]:
-        """An optimiser step was taken."""
         self._recent.append(report)
-        if len(self._recent) < FEWEST:
-            return []
-        return self._new(self._collapsed() + self._exploded() + self._truncated() + self._identical())
+        findings = self._saturated(round_)
+        if len(self._recent) >= FEWEST:
+            findings += self._collapsed() + self._exploded() + self._truncated() + self._identical()
+        return self._new(findings)
 
     def _new(self, findings: list[Finding]) -> list[Finding]:
         new = [finding for finding in findings if finding.kind not in self._said]
@@ -59,24 +58,31 @@ class Diagnostics:
         return fmean(getattr(report, name) for report in self._recent)
 
     def _saturated(self, round_: Round) -> list[Finding]:
-        settings = self.settings
-        wanted = 1 + settings.c * round_.gap
-        if settings.schedule != "gap_feedback" or settings.minimum <= wanted <= settings.maximum:
+        settings, gap = self.settings, round_.gap
+        wanted = 1 + settings.c * gap
+        if settings.schedule != "gap_feedback":
             return []
-        return [
-            Finding(
-                "gap_saturates",
-                f"gap {round_.gap:.3g} asks for α = {wanted:.3g}, outside alpha.minimum={settings.minimum:g} "
-                f"to alpha.maximum={settings.maximum:g}: α no longer follows it. Lower alpha.c, or count "
-                "the gap with alpha.gap_per=token.",
+        if wanted > settings.maximum:
+            fewer = " or count the gap with alpha.gap_per=token" if settings.gap_per == "sequence" else ""
+            message = (
+                f"gap {gap:.3g} asks for α = {wanted:.3g}, above alpha.maximum={settings.maximum:g}: α no "
+                f"longer follows it. Lower alpha.c{fewer}."
             )
-        ]
+        elif wanted < min(settings.minimum, 1):
+            message = (
+                f"gap {gap:.3g} asks for α = {wanted:.3g}, below alpha.minimum={settings.minimum:g}: "
+                "synthetic responses gained more on the last opponent than annotated ones did. Lower "
+                "learner.learning_rate."
+            )
+        else:
+            return []
+        return [Finding("gap_saturates", message)]
 
     def _collapsed(self) -> list[Finding]:
         pairs, findings = self._mean("pairs"), []
         for side, name in (("real", "annotated"), ("synthetic", "synthetic")):
             ess = self._mean(f"ess_{side}")
-            if 0 < ess < LOW_ESS * pairs:
+            if pairs >= SMALL_BATCH and 0 < ess < max(LOW_ESS * pairs, LOWEST_ESS):
                 findings.append(
                     Finding(
                         f"ess_{side}_collapses",

@@ -65,7 +65,7 @@ class Game:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep to go on with the same orders. Plain JSON types."""
-        return {"gaps": self.gaps, "end": self.end and asdict(self.end)}
+        return {"gaps": list(self.gaps), "end": self.end and asdict(self.end)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""

@@ -46,13 +46,11 @@ class Records:
                 "generation_seconds": None,
             }
         )
-        self._warn(self.diagnostics.opened(round_))
 
     def order_set(self, round_: Round) -> None:
         """The open round's order was set anew, after its first batch was seen."""
         self.round = round_
         self.iterations[-1] |= {"alpha": round_.alpha, "gap": round_.gap, "reason": round_.reason}
-        self._warn(self.diagnostics.opened(round_))
 
     def stepped(self, report: StepReport) -> None:
         self.step += 1
@@ -63,7 +61,8 @@ class Records:
         where = {"iteration": current["iteration"], "step": self.step}
         order = {"alpha": current["alpha"], "gap": current["gap"]}
         self.folder.append_metrics("step", where | order | self.last_step)
-        self._warn(self.diagnostics.stepped(report))
+        assert self.round is not None
+        self._warn(self.diagnostics.stepped(self.round, report))
 
     def round_written(self) -> None:
         """The opponent has answered every prompt; training on the answers began long before."""

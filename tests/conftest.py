@@ -7,11 +7,24 @@ from hypothesis import settings
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair
+from iris_ray.gap import PairMeans
 
 if TYPE_CHECKING:
     from transformers import Qwen2ForCausalLM
 
 VOCABULARY = 64
+
+MEANS = PairMeans(
+    reward_real=1.5,
+    reward_synthetic=-2.5,
+    reference_real=-24.0,
+    reference_synthetic=-4.0,
+    tokens_real=12.0,
+    tokens_synthetic=8.0,
+    loss=0.7,
+    iris_loss=-0.6,
+    alpha=2.0,
+)
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)

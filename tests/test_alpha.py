@@ -6,7 +6,7 @@ from itertools import pairwise, product
 from typing import Any
 
 import pytest
-from conftest import run_config
+from conftest import MEANS, run_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,17 +16,6 @@ from iris_ray.errors import ConfigError
 from iris_ray.game import Game, Round
 from iris_ray.gap import GAP_ESTIMATORS, PairMeans
 
-MEANS = PairMeans(
-    reward_real=1.5,
-    reward_synthetic=-2.5,
-    reference_real=-24.0,
-    reference_synthetic=-4.0,
-    tokens_real=12.0,
-    tokens_synthetic=8.0,
-    loss=0.7,
-    iris_loss=-0.6,
-    alpha=2.0,
-)
 # Gaps of these means in nats per token.
 GAPS = {"margin": 0.4, "variational": 0.12, "nll": 1.5}
 gains = st.floats(0, 1)

@@ -60,7 +60,7 @@ def test_an_unknown_setting_deep_inside_is_refused_with_those_there_are():
             "learner.batch_size: 'many' does not fit: input should be",
         ),
         ("run", {"name": "../up"}, "run.name: '../up' does not fit: string should match"),
-        ("alpha", {"schedule": "fix"}, "alpha.schedule: 'fix' does not fit: input should be 'fixed' or"),
+        ("alpha", {"gap_per": "word"}, "alpha.gap_per: 'word' does not fit: input should be 'token' or"),
         ("sync", 3, "sync: 3 does not fit"),
     ],
 )

@@ -41,16 +41,17 @@ def round_(iteration: int = 1, gap: float = 0.1) -> Round:
     return Round(iteration, iteration - 1, alpha=1.0, gap=gap, reason="why")
 
 
-def watching(iteration: int = 1, **settings: Any) -> Diagnostics:
-    diagnostics = Diagnostics(Alpha(**settings))
-    assert diagnostics.opened(round_(iteration)) == []
-    return diagnostics
+def watching(**settings: Any) -> Diagnostics:
+    return Diagnostics(Alpha(**settings))
 
 
-def steps(diagnostics: Diagnostics, count: int, **changes: float) -> list[Finding]:
+def steps(
+    diagnostics: Diagnostics, count: int, iteration: int = 1, gap: float = 0.1, **changes: float
+) -> list[Finding]:
     """What is said in `count` alike steps."""
     report = replace(HEALTHY, **changes)
-    return [finding for _ in range(count) for finding in diagnostics.stepped(report)]
+    against = round_(iteration, gap)
+    return [finding for _ in range(count) for finding in diagnostics.stepped(against, report)]
 
 
 def kinds(findings: list[Finding]) -> list[str]:
@@ -59,9 +60,8 @@ def kinds(findings: list[Finding]) -> list[str]:
 
 def test_nothing_is_said_of_a_healthy_run():
     diagnostics = watching()
-    for iteration in range(2, 5):
-        assert steps(diagnostics, 30) == []
-        assert diagnostics.opened(round_(iteration)) == []
+    for iteration in range(1, 5):
+        assert steps(diagnostics, 30, iteration) == []
 
 
 def test_a_round_begins_at_rewards_of_zero_and_that_is_healthy():
@@ -89,25 +89,22 @@ def test_nothing_is_said_before_the_fifth_step(kind):
 def test_each_trouble_is_told_once_an_opponent(kind):
     diagnostics = watching()
     assert len(steps(diagnostics, 40, **TROUBLE[kind])) == 1
-    diagnostics.opened(round_(2))
-    assert steps(diagnostics, 4, **TROUBLE[kind]) == []
-    assert kinds(steps(diagnostics, 36, **TROUBLE[kind])) == [kind]
+    assert steps(diagnostics, 4, iteration=2, **TROUBLE[kind]) == []
+    assert kinds(steps(diagnostics, 36, iteration=2, **TROUBLE[kind])) == [kind]
 
 
 @every_trouble
 def test_an_order_set_anew_is_still_the_same_opponent(kind):
     diagnostics = watching()
     assert len(steps(diagnostics, 10, **TROUBLE[kind])) == 1
-    diagnostics.opened(round_(1, gap=0.2))
-    assert steps(diagnostics, 10, **TROUBLE[kind]) == []
+    assert steps(diagnostics, 10, gap=0.2, **TROUBLE[kind]) == []
 
 
 @every_trouble
 def test_steps_against_the_opponent_before_do_not_count(kind):
     diagnostics = watching()
     steps(diagnostics, 10, **TROUBLE[kind])
-    diagnostics.opened(round_(2))
-    assert steps(diagnostics, 20) == []
+    assert steps(diagnostics, 20, iteration=2) == []
 
 
 def test_trouble_is_what_lasts_not_a_single_step():
@@ -146,31 +143,53 @@ def test_numbers_are_means_over_the_last_ten_steps():
     assert f"{(5 * 64 + 5 * 6) / 640:.0%}" in finding.message
 
 
-@pytest.mark.parametrize(("gap", "wanted"), [(5.0, "3.5"), (-2.0, "0")])
-def test_a_gap_beyond_the_limits_of_the_order_is_told_at_once(gap, wanted):
-    (finding,) = Diagnostics(Alpha(c=0.5)).opened(round_(gap=gap))
+@pytest.mark.parametrize("pairs", [4, 8, 10])
+def test_a_small_batch_collapses_too(pairs):
+    few = {"pairs": pairs, "truncated": 0, "identical": 0, "ess_real": 1.2, "ess_synthetic": pairs}
+    assert kinds(steps(watching(), 5, **few)) == ["ess_real_collapses"]
+    assert steps(watching(), 5, **few | {"ess_real": 2.0}) == []
+
+
+def test_a_batch_of_one_cannot_collapse():
+    one = {"pairs": 1, "truncated": 0, "identical": 0, "ess_real": 1.0, "ess_synthetic": 1.0}
+    assert steps(watching(), 5, **one) == []
+
+
+@pytest.mark.parametrize(
+    ("gap", "parts"),
+    [
+        (5.0, ("gap 5", "α = 3.5", "above alpha.maximum=3", "Lower alpha.c")),
+        (-2.0, ("gap -2", "α = 0", "below alpha.minimum=0.5", "Lower learner.learning_rate")),
+    ],
+)
+def test_a_gap_beyond_the_limits_of_the_order_is_told_at_once(gap, parts):
+    (finding,) = steps(watching(c=0.5), 1, gap=gap)
     assert finding.kind == "gap_saturates"
-    for part in (f"gap {gap:g}", f"α = {wanted},", "alpha.minimum=0.5", "alpha.maximum=3", "Lower alpha.c"):
+    for part in parts:
         assert part in finding.message
+
+
+@pytest.mark.parametrize(("per", "told"), [("sequence", True), ("token", False)])
+def test_counting_per_token_is_advised_where_it_is_not_done(per, told):
+    (finding,) = steps(watching(gap_per=per), 1, gap=100.0)
+    assert ("alpha.gap_per=token" in finding.message) == told
 
 
 @pytest.mark.parametrize("gap", [4.0, -1.0, 0.0])
 def test_a_gap_at_the_limits_of_the_order_is_healthy(gap):
-    assert Diagnostics(Alpha(c=0.5)).opened(round_(gap=gap)) == []
+    assert steps(watching(c=0.5), 1, gap=gap) == []
+
+
+def test_a_minimum_above_one_is_a_choice():
+    assert steps(watching(minimum=1.2), 1, gap=0.0) == []
 
 
 @pytest.mark.parametrize("schedule", ["fixed", "geometric", "mine"])
 def test_where_the_order_does_not_follow_the_gap_it_cannot_saturate(schedule):
-    assert Diagnostics(Alpha(schedule=schedule)).opened(round_(gap=100.0)) == []
+    assert steps(watching(schedule=schedule), 1, gap=100.0) == []
 
 
 def test_saturation_is_told_once_an_opponent():
-    diagnostics = Diagnostics(Alpha())
-    said = [diagnostics.opened(round_(iteration, gap=100.0)) for iteration in (1, 1, 2, 2)]
-    assert [kinds(findings) for findings in said] == [["gap_saturates"], [], ["gap_saturates"], []]
-
-
-def test_saturation_is_also_told_when_the_order_is_set_after_the_first_batch():
     diagnostics = watching()
-    steps(diagnostics, 1)
-    assert kinds(diagnostics.opened(round_(gap=100.0))) == ["gap_saturates"]
+    said = [steps(diagnostics, 1, iteration, gap=100.0) for iteration in (1, 1, 2, 2)]
+    assert [kinds(findings) for findings in said] == [["gap_saturates"], [], ["gap_saturates"], []]

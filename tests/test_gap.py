@@ -3,23 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from conftest import MEANS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iris_ray.errors import ConfigError
 from iris_ray.gap import GAP_ESTIMATORS, PairMeans, margin, nll, register_gap_estimator, variational
 
-MEANS = PairMeans(
-    reward_real=1.5,
-    reward_synthetic=-2.5,
-    reference_real=-24.0,
-    reference_synthetic=-4.0,
-    tokens_real=12.0,
-    tokens_synthetic=8.0,
-    loss=0.7,
-    iris_loss=-0.6,
-    alpha=2.0,
-)
 nats = st.floats(-100, 100)
 lengths = st.floats(1, 1000)
 means = st.builds(

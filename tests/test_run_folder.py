@@ -250,12 +250,14 @@ def test_a_warning_stands_behind_the_step_that_it_is_about(folder):
     assert [event["event"] for event in events(folder)] == ["step"] * 5 + ["warning", "step"]
 
 
-def test_a_gap_that_saturates_is_warned_of_when_the_round_opens_or_its_order_is_set(folder):
+def test_a_gap_that_saturates_is_warned_of_once_its_order_is_trained_at(folder):
     records = Records(folder, Alpha(c=1.0, maximum=2.0))
     records.round_opened(Round(1, 0, alpha=2.0, gap=3.0, reason="why"), 2)
-    assert warned(records) == [(1, 0, "gap_saturates")]
-    assert "alpha.maximum=2" in records.warnings[0]["message"]
-    records.round_opened(Round(2, 1, alpha=1.5, gap=0.5, reason="why"), 2)
+    records.order_set(Round(1, 0, alpha=1.5, gap=0.5, reason="why"))
     records.stepped(STEP)
+    records.round_opened(Round(2, 1, alpha=1.5, gap=0.5, reason="why"), 2)
+    assert warned(records) == []
     records.order_set(Round(2, 1, alpha=2.0, gap=3.0, reason="why"))
-    assert warned(records)[1:] == [(2, 1, "gap_saturates")]
+    records.stepped(STEP)
+    assert warned(records) == [(2, 1, "gap_saturates")]
+    assert "alpha.maximum=2" in records.warnings[0]["message"]

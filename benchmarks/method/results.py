@@ -22,9 +22,10 @@ def load(path: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add a finished cell, on a line of its own whatever stands before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(json.dumps(_rounded(entry)) + "\n")
+        file.write("\n" + json.dumps(_rounded(entry)))
 
 
 def missing(cells: Iterable[Cell], path: Path) -> list[Cell]:

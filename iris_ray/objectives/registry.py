@@ -98,7 +98,7 @@ def register_objective(
     return register
 
 
-def build_objective(name: str, **options: Any) -> Objective:
+def build_objective(name: str, /, **options: Any) -> Objective:
     """The objective called `name` with its options set.
 
     Raises `ConfigError` naming what exists if the name or an option is unknown, and for a value that does
@@ -127,7 +127,9 @@ def _options_model(name: str, function: Callable[..., torch.Tensor]) -> type[Bas
         for p in parameters
         if p.kind is p.KEYWORD_ONLY and p.name != "alpha"
     }
-    return create_model(name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+    return create_model(
+        name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True), **fields
+    )
 
 
 def _explain(name: str, entry: _Entry, item: dict[str, Any]) -> str:
