@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from iris_ray.config import RunConfig
+from iris_ray.objectives import build_objective
 from iris_ray.preparation import Prepared
 from iris_ray.report import share
 from iris_ray.scratch.warmup import WarmupResult
@@ -51,6 +52,7 @@ class ConsoleView(View):
         self.round = 0
         self.shown = -1
         self.warned = 0
+        self.has_order = True
         self.last_line = time.monotonic()
 
     def __enter__(self) -> "ConsoleView":
@@ -61,6 +63,8 @@ class ConsoleView(View):
         self.bars.stop()
 
     def prepared(self, config: RunConfig, prepared: Prepared) -> None:
+        objective = build_objective(config.objective.name, **config.objective.options)
+        self.has_order = objective.has_order
         source = config.data.path or "made task sort_digits"
         self._print(
             f"[bold]Run {config.run.name}[/bold]: objective {config.objective.name}, "
@@ -107,9 +111,10 @@ class ConsoleView(View):
             self._print(f"Before self-play: exact match {share(status['baseline']['exact_match'])}")
         for entry in status["iterations"][max(self.shown, 0) : max(evaluated, 0)]:
             self.shown = entry["iteration"]
+            order = f"α {entry['alpha']:.3f}  " if self.has_order else ""
             self._print(
                 f"[bold]Iteration {entry['iteration']}[/bold]  "
-                f"α {entry['alpha']:.3f}  gap {entry['gap']:.4f}  loss {entry['loss']:.4f}  "
+                f"{order}gap {entry['gap']:.4f}  loss {entry['loss']:.4f}  "
                 f"exact match {share(entry['exact_match'])}  "
                 f"{entry['pairs']} pairs at {entry['pairs_per_s']:.1f}/s"
             )

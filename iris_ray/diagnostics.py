@@ -31,8 +31,9 @@ class Finding:
 class Diagnostics:
     """Watches one run; says each kind of trouble once an opponent."""
 
-    def __init__(self, settings: Alpha):
-        self.settings = settings
+    def __init__(self, order: Alpha | None):
+        """`order`: settings of the order, `None` for an objective that has none."""
+        self.order = order
         self._iteration = 0
         self._recent: deque[StepReport] = deque(maxlen=WINDOW)
         self._said: set[str] = set()
@@ -58,10 +59,10 @@ class Diagnostics:
         return fmean(getattr(report, name) for report in self._recent)
 
     def _saturated(self, round_: Round) -> list[Finding]:
-        settings, gap = self.settings, round_.gap
-        wanted = 1 + settings.c * gap
-        if settings.schedule != "gap_feedback":
+        settings, gap = self.order, round_.gap
+        if settings is None or settings.schedule != "gap_feedback":
             return []
+        wanted = 1 + settings.c * gap
         if wanted > settings.maximum:
             fewer = " or count the gap with alpha.gap_per=token" if settings.gap_per == "sequence" else ""
             message = (

@@ -16,7 +16,7 @@ from iris_ray.run_folder import RunFolder
 class Records:
     """Writes each event to metrics.jsonl and keeps what status and summary need."""
 
-    def __init__(self, folder: RunFolder, settings: Alpha):
+    def __init__(self, folder: RunFolder, order: Alpha | None):
         self.folder = folder
         self.baseline: dict[str, Any] = {"exact_match": None}
         self.iterations: list[dict[str, Any]] = []
@@ -27,7 +27,7 @@ class Records:
         self.step = 0
         self.round: Round | None = None
         self.last_step: dict[str, Any] = {}
-        self.diagnostics = Diagnostics(settings)
+        self.diagnostics = Diagnostics(order)
         self.warnings: list[dict[str, Any]] = []
 
     def round_opened(self, round_: Round, steps: int) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from iris_ray.config import RunConfig
+from iris_ray.objectives import build_objective
 from iris_ray.run_folder import RunFolder
 
 
@@ -17,12 +18,14 @@ def results_table(summary: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("iteration", "α", "gap", "loss", "exact match", "pairs", "pairs/s", "seconds"):
         table.add_column(column, justify="right")
+    objective = summary["objective"]
+    has_order = build_objective(objective["name"], **objective["options"]).has_order
     baseline = summary.get("baseline", {}).get("exact_match")
     table.add_row("start", "", "", "", share(baseline), "", "", "")
     for entry in summary.get("iterations", []):
         table.add_row(
             str(entry["iteration"]),
-            f"{entry['alpha']:.3f}",
+            f"{entry['alpha']:.3f}" if has_order else "",
             f"{entry['gap']:.4f}",
             f"{entry['loss']:.4f}",
             share(entry["exact_match"]),

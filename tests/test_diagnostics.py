@@ -189,6 +189,10 @@ def test_where_the_order_does_not_follow_the_gap_it_cannot_saturate(schedule):
     assert steps(watching(schedule=schedule), 1, gap=100.0) == []
 
 
+def test_an_objective_without_an_order_does_not_care_for_the_gap():
+    assert steps(Diagnostics(None), 10, gap=100.0) == []
+
+
 def test_saturation_is_told_once_an_opponent():
     diagnostics = watching()
     said = [steps(diagnostics, 1, iteration, gap=100.0) for iteration in (1, 1, 2, 2)]

@@ -497,6 +497,14 @@ def test_no_policy_is_below_the_bound_and_only_the_data_reach_it(policy, alpha):
     assert loss > BOUND[alpha] + 1e-5
 
 
+@given(probabilities)
+def test_at_order_one_the_loss_is_that_of_sft_if_every_response_is_seen(policy):
+    """Σ p_t·(p_θ/p_t) = 1 for every policy: the synthetic term is constant but for the sampling."""
+    ratios = [math.log(p / q) for p, q in zip(policy, P_OPPONENT, strict=True)]
+    mean_ratio = sum(p * r for p, r in zip(P_DATA, ratios, strict=True))
+    assert small_world(policy, 1) == pytest.approx(-mean_ratio, abs=1e-12)
+
+
 TRUE_RATIOS = [math.log(p / q) for p, q in zip(P_DATA, P_OPPONENT, strict=True)]
 any_ratios = st.lists(st.floats(-5, 5), min_size=3, max_size=3)
 

@@ -225,10 +225,10 @@ def test_warnings_are_kept(tspin_run: tuple[RunConfig, dict]) -> None:
     assert [{k: v for k, v in event.items() if k not in ("event", "time")} for event in events] == summary[
         "warnings"
     ]
-    saturated = {
-        warning["iteration"] for warning in summary["warnings"] if warning["kind"] == "gap_saturates"
-    }
-    assert saturated == {entry["iteration"] for entry in summary["iterations"] if 1 + entry["gap"] > 3}
+    # Cooled responses are told apart at once, and both kinds pushed down. T-SPIN has no order to watch.
+    kinds = {warning["kind"] for warning in summary["warnings"]}
+    assert "annotated_fall" in kinds
+    assert "gap_saturates" not in kinds
 
 
 def metrics(config: RunConfig) -> list[dict]:

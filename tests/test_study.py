@@ -115,7 +115,7 @@ def test_results_are_resumed_behind_a_line_that_was_cut(tmp_path: Path):
     cells = [Cell("w", "m", rate, 0) for rate in LEARNING_RATES]
     append(path, entry(cells[0], 1.23456789))
     with path.open("a") as file:
-        file.write('{"world": "w", "meth')
+        file.write('\n{"world": "w", "meth')
     assert missing(cells, path) == cells[1:]
     assert load(path)[cells[0]]["iterations"][-1]["kl"] == 1.23457
     append(path, entry(cells[1], 1.0))

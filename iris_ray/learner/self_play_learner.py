@@ -86,6 +86,7 @@ class SelfPlayLearner:
         for (batch, indices), scored in zip(batches, logprobs, strict=True):
             logprob = scored if passes == 1 else sequence_logprobs(self.engine, batch, self.device)
             if indices:
+                # Kind by kind, as the batch holds its sequences.
                 weights = factors[mine][indices].T.flatten()[: len(logprob)].to(logprob.device)
                 share = (weights * logprob).sum()
             else:
