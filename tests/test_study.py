@@ -11,7 +11,7 @@ from torch import multiprocessing
 from benchmarks.method.analysis import Estimate, Study
 from benchmarks.method.cell import LEARNING_RATES, Cell, play, start_weights
 from benchmarks.method.methods import MAIN_METHODS, METHODS
-from benchmarks.method.results import append, load, missing
+from benchmarks.method.results import Row, append, load, missing, values
 from benchmarks.method.worlds import EARLY_WORLDS, WORLDS, build_world
 from iris_ray.game import Game
 from iris_ray.objectives import build_objective
@@ -57,20 +57,19 @@ def test_an_early_start_is_the_same_world_with_less_warm_up(name):
     assert late.name in WORLDS
 
 
-def entry(cell: Cell, kl: float, start: float = 2.0, diverged: bool = False) -> dict[str, Any]:
-    steps = [start] if diverged else [start, 1.8, 1.6, 1.4, 1.2, kl]
+def entry(cell: Cell, kl: float) -> dict[str, Any]:
+    """What playing a cell returns: it ends at `kl`, or early if that is infinite."""
+    steps = [2.0] if math.isinf(kl) else [2.0, 1.8, 1.6, 1.4, 1.2, kl]
     iterations = [{"kl": value, "tv": value / 4, "validity": 1 - value / 4} for value in steps]
-    return vars(cell) | {"diverged": diverged, "seconds": 1.0, "iterations": iterations}
+    return vars(cell) | {"diverged": math.isinf(kl), "seconds": 1.0, "iterations": iterations}
 
 
-def results(method: str, finals: dict[float, list[float]]) -> dict[Cell, dict[str, Any]]:
+def results(method: str, finals: dict[float, list[float]]) -> dict[Cell, Row]:
     """Final KL of each seed by learning rate; infinite where it diverged."""
-    cells = {}
-    for rate, values in finals.items():
-        for seed, value in enumerate(values):
-            cell = Cell("w", method, rate, seed)
-            cells[cell] = entry(cell, value, diverged=math.isinf(value))
-    return cells
+    cells = (
+        (Cell("w", method, rate, seed), kl) for rate, kls in finals.items() for seed, kl in enumerate(kls)
+    )
+    return {cell: values(entry(cell, kl)) for cell, kl in cells}
 
 
 SLOW, MIDDLE, FAST = LEARNING_RATES
@@ -111,12 +110,15 @@ def test_an_interval_is_students():
 
 
 def test_results_are_resumed_behind_a_line_that_was_cut(tmp_path: Path):
-    path = tmp_path / "deep" / "results.jsonl"
+    path = tmp_path / "deep" / "cells.csv"
     cells = [Cell("w", "m", rate, 0) for rate in LEARNING_RATES]
     append(path, entry(cells[0], 1.23456789))
     with path.open("a") as file:
-        file.write('\n{"world": "w", "meth')
+        file.write("w,m,0.0003,0,1.0,0.")
     assert missing(cells, path) == cells[1:]
-    assert load(path)[cells[0]]["iterations"][-1]["kl"] == 1.23457
-    append(path, entry(cells[1], 1.0))
-    assert missing(cells, path) == cells[2:]
+    assert load(path)[cells[0]]["kl_5"] == 1.2346
+    append(path, entry(cells[1], math.inf))
+    append(path, entry(cells[2], 1.0))
+    assert missing(cells, path) == []
+    assert "kl_5" not in load(path)[cells[1]]
+    assert Study(load(path), "w").value("kl", "m", cells[1].learning_rate, 0) == math.inf

@@ -1,7 +1,8 @@
-"""The study: `python -m benchmarks.method` plays every cell that has no result yet, then draws it all."""
+"""The study: `python -m benchmarks.method` plays every cell that has no result yet, then draws them all."""
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +11,13 @@ import torch
 import typer
 from rich.progress import track
 
-from benchmarks.method.cell import LEARNING_RATES, SEEDS, Cell, play, start_weights
+from benchmarks.method.cell import ITERATIONS, LEARNING_RATES, SEEDS, Cell, play, start_weights
 from benchmarks.method.methods import MAIN_METHODS, METHODS
-from benchmarks.method.results import append, missing
+from benchmarks.method.report import write_report
+from benchmarks.method.results import Row, append, cell_of, load, missing, values
 from benchmarks.method.worlds import EARLY_WORLDS, WORLDS
 
-RESULTS = Path("runs/method-study/results.jsonl")
-FOLDER = Path(__file__).parents[2] / "docs" / "method-study"
+RESULTS = Path("docs/method-study/cells.csv")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -26,10 +27,12 @@ def study(
     world: Annotated[list[str] | None, typer.Option(help="Only this world; may be repeated.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
-    results: Annotated[Path, typer.Option(help="Where results are kept and read.")] = RESULTS,
-    draw: Annotated[bool, typer.Option(help="Write figures and tables afterwards.")] = True,
+    again: Annotated[
+        bool, typer.Option("--again", help="Play the cells again and compare; write nothing.")
+    ] = False,
+    results: Annotated[Path, typer.Option(help="CSV file of results; figures go beside it.")] = RESULTS,
 ) -> None:
-    """Play all cells that have no result yet, each a Ray task on one core."""
+    """Play the cells that have no result yet, each a Ray task on one core; then draw figures and tables."""
     for name, known in ((world or [], WORLDS + EARLY_WORLDS), (method or [], METHODS)):
         for unknown in set(name) - set(known):
             raise typer.BadParameter(f"{unknown!r} does not exist. There are: {', '.join(known)}.")
@@ -42,17 +45,31 @@ def study(
         and key[3] in (seed or key)
     ]
     # Seed by seed, so that a study that was stopped early has whole comparisons.
-    todo = sorted(missing(cells, results), key=lambda cell: (cell.seed, cell.world in EARLY_WORLDS))
+    todo = sorted(
+        cells if again else missing(cells, results), key=lambda cell: (cell.seed, cell.world in EARLY_WORLDS)
+    )
     typer.echo(f"{len(cells)} cells, {len(todo)} of them to play.")
     if todo:
         ray.init(include_dashboard=False, log_to_driver=False)
-        for entry in track(_play_all(todo), "playing", total=len(todo)):
-            append(results, entry)
-    if draw:
-        from benchmarks.method.report import write_report
+    played = track(_play_all(todo), "playing", total=len(todo))
+    if again:
+        _compare(played, load(results))
+        return
+    for entry in played:
+        append(results, entry)
+    write_report(results)
+    typer.echo(f"Figures and tables: {results.parent}")
 
-        write_report(results, FOLDER)
-        typer.echo(f"Written: {FOLDER}")
+
+def _compare(played: Iterable[dict[str, Any]], stored: dict[Cell, Row]) -> None:
+    """Print each cell's final KL beside the stored one."""
+    for entry in played:
+        cell, last = cell_of(entry), f"kl_{ITERATIONS}"
+        now, then = values(entry).get(last, math.inf), stored.get(cell, {}).get(last, math.nan)
+        typer.echo(
+            f"{cell.world}, {cell.method}, {cell.learning_rate:.0e}, seed {cell.seed}: "
+            f"KL {now:.6g}, stored {then:.6g}"
+        )
 
 
 def _play_all(cells: list[Cell]) -> Iterator[dict[str, Any]]:

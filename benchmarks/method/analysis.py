@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import exp, inf, log, sqrt
 from statistics import fmean, stdev
-from typing import Any
 
 from benchmarks.method.cell import ITERATIONS, LEARNING_RATES, Cell
+from benchmarks.method.results import Row
 
-Results = dict[Cell, dict[str, Any]]
+Results = dict[Cell, Row]
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -33,12 +33,17 @@ class Estimate:
         return f"{self.mean:.3f} ± {self.half_width:.3f}"
 
 
+def geometric_mean(values: Iterable[float]) -> float:
+    """exp(mean log); infinite if one of `values` is."""
+    return exp(fmean(map(log, values)))
+
+
 class Study:
     """All finished cells of one world."""
 
     def __init__(self, results: Results, world: str):
         self.world = world
-        self.cells = {cell: entry for cell, entry in results.items() if cell.world == world}
+        self.cells = {cell: row for cell, row in results.items() if cell.world == world}
         by_method: dict[str, set[int]] = defaultdict(set)
         for cell in self.cells:
             if all((cell.method, rate, cell.seed) in self for rate in LEARNING_RATES):
@@ -51,10 +56,8 @@ class Study:
 
     def value(self, metric: str, method: str, rate: float, seed: int, iteration: int = ITERATIONS) -> float:
         """`metric` after `iteration`; of a diverged run the worst there is."""
-        iterations = self.cells[Cell(self.world, method, rate, seed)]["iterations"]
-        if iteration < len(iterations):
-            return iterations[iteration][metric]
-        return {"validity": 0.0, "tv": 1.0}.get(metric, inf)
+        worst = {"validity": 0.0, "tv": 1.0}.get(metric, inf)
+        return self.cells[Cell(self.world, method, rate, seed)].get(f"{metric}_{iteration}", worst)
 
     def rate(self, method: str, seed: int) -> float:
         """The rate with the lowest mean final KL on the other seeds: no seed chooses for itself."""
@@ -81,12 +84,20 @@ class Study:
 
     def start(self, metric: str) -> Estimate:
         """`metric` of the start models."""
-        at_start = {cell.seed: entry["iterations"][0][metric] for cell, entry in self.cells.items()}
+        at_start = {cell.seed: row[f"{metric}_0"] for cell, row in self.cells.items()}
         return Estimate.of(at_start.values())
 
+    def improvement(self, method: str) -> float:
+        """Final KL over start KL at the chosen learning rates, geometric mean over seeds."""
+        return geometric_mean(
+            self.value("kl", method, self.rate(method, seed), seed)
+            / self.value("kl", method, self.rate(method, seed), seed, 0)
+            for seed in self.seeds[method]
+        )
+
     def worsened(self, method: str, rate: float) -> float:
-        """Final KL over start KL at one learning rate, the mean over seeds."""
-        return fmean(
+        """Final KL over start KL at one learning rate, geometric mean over seeds."""
+        return geometric_mean(
             self.value("kl", method, rate, seed) / self.value("kl", method, rate, seed, 0)
             for seed in self.seeds[method]
         )

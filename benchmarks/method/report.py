@@ -1,6 +1,5 @@
 """Figures and tables of the study, from its results alone."""
 
-import csv
 import math
 from collections import Counter
 from pathlib import Path
@@ -10,11 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.method.analysis import Estimate, Results, Study
+from benchmarks.method.analysis import Estimate, Study, geometric_mean
 from benchmarks.method.cell import ITERATIONS, LEARNING_RATES
 from benchmarks.method.methods import METHODS
 from benchmarks.method.results import load
-from benchmarks.method.worlds import WORLDS, build_world
+from benchmarks.method.worlds import EARLY_WORLDS, WORLDS, build_world
 
 BASELINE = "SFT"
 CURVES = {
@@ -37,19 +36,23 @@ mpl.rcParams.update(
 )
 
 
-def write_report(results_path: Path, folder: Path) -> None:
-    """Write `curves.svg`, `differences.svg`, `stability.svg`, `orders.svg`, `tables.md` and `cells.csv`."""
+def write_report(results_path: Path) -> None:
+    """Draw the figures and write `tables.md` beside the results."""
+    folder = results_path.parent
     results = load(results_path)
     # A study that was stopped early shows the methods that are there in every world.
-    studies = [study for world in WORLDS if (study := Study(results, world)).seeds]
+    studies, early = (
+        [study for world in worlds if (study := Study(results, world)).seeds]
+        for worlds in (WORLDS, EARLY_WORLDS)
+    )
     methods = [method for method in METHODS if all(method in study.seeds for study in studies)]
-    folder.mkdir(parents=True, exist_ok=True)
     _draw_curves(studies, methods, folder / "curves.svg")
+    if early:
+        _draw_curves(early, methods, folder / "early.svg")
     _draw_differences(studies, methods, folder / "differences.svg")
     _draw_stability(studies, methods, folder / "stability.svg")
     _draw_orders(studies, methods, folder / "orders.svg")
-    (folder / "tables.md").write_text("\n".join(_tables(studies)) + "\n")
-    _write_cells(results, folder / "cells.csv")
+    (folder / "tables.md").write_text("\n".join(_tables(studies + early)) + "\n")
 
 
 def _draw_curves(studies: list[Study], methods: list[str], path: Path) -> None:
@@ -159,6 +162,7 @@ def _tables(studies: list[Study]) -> list[str]:
         "ΔKL is paired by seed against continued SFT: below 0 is better than SFT. **Bold**: the interval",
         "leaves out 0. Written by `make study`.",
     ]
+    lines += ["", *_overall(studies)]
     for study in studies:
         start = ", ".join(f"{name} {study.start(name)}" for name in ("kl", "tv", "validity"))
         lines += [
@@ -177,6 +181,27 @@ def _tables(studies: list[Study]) -> list[str]:
     return lines
 
 
+def _overall(studies: list[Study]) -> list[str]:
+    """All worlds of the first starts in one table."""
+    main = [study for study in studies if study.world in WORLDS]
+    methods = [method for method in METHODS if all(method in study.seeds for study in main)]
+    columns = " | ".join(f"at {rate:.0e}" for rate in LEARNING_RATES)
+    lines = [
+        "## All worlds together",
+        "",
+        "Final KL ÷ start KL, geometric mean over the five worlds and their seeds; and the worst world.",
+        "",
+        f"| method | at its chosen rate | {columns} | worst world at {LEARNING_RATES[-1]:.0e} |",
+        "|---" * (len(LEARNING_RATES) + 3) + "|",
+    ]
+    for method in methods:
+        ratios = [[study.worsened(method, rate) for study in main] for rate in LEARNING_RATES]
+        values = [geometric_mean(study.improvement(method) for study in main)]
+        values += [geometric_mean(row) for row in ratios] + [max(ratios[-1])]
+        lines.append(f"| {method} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return lines
+
+
 def _row(study: Study, method: str) -> str:
     rates = Counter(study.rate(method, seed) for seed in study.seeds[method])
     chosen = ", ".join(f"{rate:.0e}" for rate, _ in rates.most_common())
@@ -192,27 +217,3 @@ def _row(study: Study, method: str) -> str:
         len(study.seeds[method]),
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _write_cells(results: Results, path: Path) -> None:
-    """One row a cell, to compare a re-run with."""
-    kl = [f"kl_{i}" for i in range(ITERATIONS + 1)]
-    alpha = [f"alpha_{i}" for i in range(1, ITERATIONS + 1)]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["world", "method", "learning_rate", "seed", "diverged", *kl, "tv", "validity", *alpha, "seconds"]
-        )
-        for cell in sorted(
-            results, key=lambda cell: (cell.world, cell.method, cell.learning_rate, cell.seed)
-        ):
-            entry = results[cell]
-            steps = entry["iterations"]
-            padded = steps + [{}] * (ITERATIONS + 1 - len(steps))
-            writer.writerow(
-                [cell.world, cell.method, cell.learning_rate, cell.seed, entry["diverged"]]
-                + [step.get("kl", "") for step in padded]
-                + [steps[-1]["tv"], steps[-1]["validity"]]
-                + [step.get("alpha", "") for step in padded[1:]]
-                + [entry["seconds"]]
-            )

@@ -1,31 +1,62 @@
-"""Results on disk: one JSON object a line and cell, so that a study can be stopped and resumed."""
+"""Results on disk: one CSV row a cell, so that a study can be stopped and resumed, and read anywhere."""
 
-import json
+import csv
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.method.cell import Cell
+from benchmarks.method.cell import ITERATIONS, Cell
+
+Row = dict[str, float]
+"""`kl_3` is the KL after iteration 3, `kl_0` that of the start. A diverged run lacks what it never saw."""
+
+METRICS = {"kl": 0, "tv": 0, "validity": 0, "alpha": 1, "ess_synthetic": 1}
+"""What is kept of each iteration, and the first one that has it."""
+
+_KEY = [field.name for field in fields(Cell)]
+_VALUES = [f"{metric}_{i}" for metric, first in METRICS.items() for i in range(first, ITERATIONS + 1)]
+_COLUMNS = [*_KEY, *_VALUES, "seconds"]
 
 
-def load(path: Path) -> dict[Cell, dict[str, Any]]:
-    """All finished cells; a line that was cut by a crash is left out."""
+def load(path: Path) -> dict[Cell, Row]:
+    """All finished cells; a row that was cut by a crash is left out."""
+    if not path.exists():
+        return {}
     results = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        results[Cell(**{field.name: entry[field.name] for field in fields(Cell)})] = entry
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if None not in row.values():
+                cell = Cell(row["world"], row["method"], float(row["learning_rate"]), int(row["seed"]))
+                results[cell] = {name: float(row[name]) for name in _VALUES if row[name]}
     return results
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add a finished cell, on a line of its own whatever stands before it."""
+    """Add a finished cell (what `play` returns), on a line of its own whatever stands before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write("\n" + json.dumps(_rounded(entry)))
+    new, cut = not path.exists(), False
+    if not new:
+        with path.open("rb") as old:
+            old.seek(-1, os.SEEK_END)
+            cut = old.read() != b"\n"
+    with path.open("a", newline="") as file:
+        file.write("\n" if cut else "")
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: entry[name] for name in [*_KEY, "seconds"]} | values(entry))
+
+
+def values(entry: dict[str, Any]) -> Row:
+    """The numbers of a finished cell; five digits are more than five seeds can tell."""
+    return {
+        f"{metric}_{i}": float(f"{iteration[metric]:.5g}")
+        for i, iteration in enumerate(entry["iterations"])
+        for metric in METRICS
+        if metric in iteration
+    }
 
 
 def missing(cells: Iterable[Cell], path: Path) -> list[Cell]:
@@ -34,10 +65,6 @@ def missing(cells: Iterable[Cell], path: Path) -> list[Cell]:
     return [cell for cell in cells if cell not in done]
 
 
-def _rounded(value: Any) -> Any:
-    """Six digits are more than five seeds can tell."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
+def cell_of(entry: dict[str, Any]) -> Cell:
+    """Which cell a result belongs to."""
+    return Cell(**{name: entry[name] for name in _KEY})

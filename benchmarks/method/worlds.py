@@ -177,7 +177,7 @@ def _too_small(rng: random.Random) -> World:
 
     return World(
         name="too small",
-        description="Random walks with a checksum that the model is too small to compute.",
+        description="Random walks with a checksum that so small a model hardly learns.",
         vocabulary=1 + len(symbols) + 1 + len(sums),
         train_prompts=prompts[16:],
         heldout_prompts=prompts[:16],
