@@ -6,11 +6,12 @@ EXTRA ?= cpu
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)
 NAME ?= demo
+SET ?=
 
 .PHONY: demo test check study install clean
 
 demo: $(INSTALLED)
-	@$(BIN)/iris-ray run recipes/demo.yaml --set run.name=$(NAME)
+	@$(BIN)/iris-ray run recipes/demo.yaml --set run.name=$(NAME) $(foreach setting,$(SET),--set $(setting))
 
 test: $(INSTALLED) check
 	@$(BIN)/python -m pytest

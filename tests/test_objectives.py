@@ -715,3 +715,28 @@ def test_a_function_that_does_not_start_with_the_responses_is_refused(function):
     with pytest.raises(TypeError, match="third: its first parameters must be real, synthetic, initial"):
         register_objective("third")(function)
     assert "third" not in OBJECTIVES
+
+
+@every_case
+def test_shards_add_up_to_the_gradient_of_the_whole_batch(case):
+    """Coefficients of the full vectors, then Σ coefficient·log p shard by shard: no shard's own means."""
+    objective, kinds = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    tables = torch.randn(len(kinds), 12, 5, 7, generator=generator, dtype=torch.float64)
+    opponent = torch.randn(7, generator=generator, dtype=torch.float64)
+    policy = torch.randn(7, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def logprobs(table: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        """Of the first of five choices, for each sequence."""
+        return (table @ theta).log_softmax(-1)[:, 0]
+
+    vectors = [logprobs(table, policy) - logprobs(table, opponent) for table in tables]
+    (whole,) = torch.autograd.grad(objective(*vectors, alpha=1.7), policy)
+
+    result = coefficients(objective, *vectors, alpha=1.7)
+    added = torch.zeros_like(policy)
+    for shard in torch.randperm(12, generator=generator).split([1, 4, 2, 5]):
+        for kind, table in zip(kinds, tables, strict=True):
+            share = (getattr(result, kind)[shard] * logprobs(table[shard], policy)).sum()
+            added += torch.autograd.grad(share, policy)[0]
+    torch.testing.assert_close(added, whole, rtol=1e-12, atol=1e-12)
