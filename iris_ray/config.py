@@ -135,8 +135,8 @@ class Alpha(Section):
     """Gain of the gap feedback."""
     minimum: float = 0.5
     maximum: float = 3.0
-    gap: str = "margin"
-    """Estimator of the gap D̂: `margin`, `variational` or `nll`."""
+    gap: str = "variational"
+    """Estimator of the gap D̂: `margin`, `variational` or `nll`. The default is the method study's."""
     gap_per: Literal["token", "sequence"] = "token"
     """Whether D̂ counts nats per response token or per response."""
     initial_gap: float = Field(0.0, ge=0)

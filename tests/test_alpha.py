@@ -110,7 +110,7 @@ def test_the_order_is_clipped_on_both_sides(gap, alpha):
 
 
 def test_the_game_hands_out_its_rounds_and_ends():
-    game = Game(config_of(iterations=3, c=0.5))
+    game = Game(config_of(iterations=3, gap="margin", c=0.5))
     rounds = []
     for version in range(3):
         rounds.append(game.next_round(version))
@@ -140,7 +140,8 @@ def test_before_the_first_opponent_the_initial_gap_counts():
 
 
 def test_a_fixed_order_stays_but_the_gap_is_still_measured():
-    first, second = play(Game(config_of(iterations=2, schedule="fixed", value=1.5, initial_gap=0.3)))
+    settings = {"schedule": "fixed", "value": 1.5, "gap": "margin", "initial_gap": 0.3}
+    first, second = play(Game(config_of(iterations=2, **settings)))
     assert (first.alpha, first.gap) == (1.5, 0.3)
     assert (second.alpha, second.gap) == (1.5, pytest.approx(GAP_ESTIMATORS["margin"].estimate(means_of(1))))
 
