@@ -138,7 +138,8 @@ class Diagnostics:
         return [
             Finding(
                 "mostly_identical",
-                f"{share:.0%} of the written responses are the annotated ones, word for word: such pairs "
-                "cancel out, so there is little left to learn. Stop here, or bring harder prompts.",
+                f"{share:.0%} of the written responses are the annotated ones, word for word: such pairs all "
+                "but cancel out, and the others alone teach. Once the evaluation no longer rises, stop or "
+                "bring harder prompts.",
             )
         ]
