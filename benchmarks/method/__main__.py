@@ -49,9 +49,7 @@ def study(
         cells if again else missing(cells, results), key=lambda cell: (cell.seed, cell.world in EARLY_WORLDS)
     )
     typer.echo(f"{len(cells)} cells, {len(todo)} of them to play.")
-    if todo:
-        ray.init(include_dashboard=False, log_to_driver=False)
-    played = track(_play_all(todo), "playing", total=len(todo))
+    played = track(_play_all(todo), "playing", total=len(todo)) if todo else ()
     if again:
         _compare(played, load(results))
         return
@@ -74,6 +72,7 @@ def _compare(played: Iterable[dict[str, Any]], stored: dict[Cell, Row]) -> None:
 
 def _play_all(cells: list[Cell]) -> Iterator[dict[str, Any]]:
     """Results as they come; cells of one world and seed share the start weights."""
+    ray.init(include_dashboard=False, log_to_driver=False)
     start = ray.remote(num_cpus=1)(start_weights)
     game = ray.remote(num_cpus=1)(play)
     starts: dict[tuple[str, int], ray.ObjectRef] = {}

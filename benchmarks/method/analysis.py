@@ -87,6 +87,13 @@ class Study:
         at_start = {cell.seed: row[f"{metric}_0"] for cell, row in self.cells.items()}
         return Estimate.of(at_start.values())
 
+    def log_ratios(self, method: str, other: str, rate: float) -> list[float]:
+        """log(final KL of `method` ÷ that of `other`) at one learning rate, paired by seed."""
+        seeds = sorted(set(self.seeds[method]) & set(self.seeds[other]))
+        return [
+            log(self.value("kl", method, rate, seed) / self.value("kl", other, rate, seed)) for seed in seeds
+        ]
+
     def improvement(self, method: str) -> float:
         """Final KL over start KL at the chosen learning rates, geometric mean over seeds."""
         return geometric_mean(

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from pathlib import Path
+from statistics import fmean, stdev
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from benchmarks.method.methods import METHODS
 from benchmarks.method.results import load
 from benchmarks.method.worlds import EARLY_WORLDS, WORLDS, build_world
 
-BASELINE = "SFT"
+BASELINE, ORDER_ONE = "SFT", "IRIS α=1"
 CURVES = {
     "SFT": "black",
     "SPIN λ=0.1": "tab:red",
@@ -162,7 +163,7 @@ def _tables(studies: list[Study]) -> list[str]:
         "ΔKL is paired by seed against continued SFT: below 0 is better than SFT. **Bold**: the interval",
         "leaves out 0. Written by `make study`.",
     ]
-    lines += ["", *_overall(studies)]
+    lines += ["", *_overall(studies), "", *_orders(studies)]
     for study in studies:
         start = ", ".join(f"{name} {study.start(name)}" for name in ("kl", "tv", "validity"))
         lines += [
@@ -199,6 +200,30 @@ def _overall(studies: list[Study]) -> list[str]:
         values = [geometric_mean(study.improvement(method) for study in main)]
         values += [geometric_mean(row) for row in ratios] + [max(ratios[-1])]
         lines.append(f"| {method} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return lines
+
+
+def _orders(studies: list[Study]) -> list[str]:
+    """What the defaults of α are taken from: every order against α = 1 at equal learning rates."""
+    main = [study for study in studies if study.world in WORLDS]
+    methods = [m for m in METHODS if m.startswith("IRIS") and all(m in study.seeds for study in main)]
+    lines = [
+        f"## Orders against {ORDER_ONE}",
+        "",
+        f"Mean log of final KL ÷ that of {ORDER_ONE} at the same learning rate, paired over worlds and seeds,",
+        "± two standard errors. Below 0 is better.",
+        "",
+        "| method | " + " | ".join(f"at {rate:.0e}" for rate in LEARNING_RATES) + " |",
+        "|---" * (len(LEARNING_RATES) + 1) + "|",
+    ]
+    for method in methods:
+        if METHODS[method].share < 1 or method == ORDER_ONE:
+            continue
+        cells = []
+        for rate in LEARNING_RATES:
+            logs = [value for study in main for value in study.log_ratios(method, ORDER_ONE, rate)]
+            cells.append(f"{fmean(logs):+.3f} ± {2 * stdev(logs) / math.sqrt(len(logs)):.3f}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
 
