@@ -210,8 +210,8 @@ def _orders(studies: list[Study]) -> list[str]:
     lines = [
         f"## Orders against {ORDER_ONE}",
         "",
-        f"Mean log of final KL ÷ that of {ORDER_ONE} at the same learning rate, paired over worlds and seeds,",
-        "± two standard errors. Below 0 is better.",
+        f"Mean log of final KL ÷ that of {ORDER_ONE} at the same learning rate, paired over worlds and",
+        "seeds, ± two standard errors. Below 0 is better.",
         "",
         "| method | " + " | ".join(f"at {rate:.0e}" for rate in LEARNING_RATES) + " |",
         "|---" * (len(LEARNING_RATES) + 1) + "|",
