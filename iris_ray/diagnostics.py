@@ -17,7 +17,7 @@ LOW_ESS, LOWEST_ESS = 0.1, 1.5  # of the batch; responses
 SMALL_BATCH = 4  # pairs, below which a collapse says nothing
 LARGE_REWARD = 1.0  # nats per response token
 FALLEN_REWARD = -0.1  # nats per response token
-OFTEN = 0.5  # of the pairs
+OFTEN_CUT, OFTEN_IDENTICAL = 0.5, 0.9  # of the pairs
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Diagnostics:
 
     def _truncated(self) -> list[Finding]:
         share = self._mean("truncated") / self._mean("pairs")
-        if share <= OFTEN:
+        if share <= OFTEN_CUT:
             return []
         return [
             Finding(
@@ -133,7 +133,7 @@ class Diagnostics:
 
     def _identical(self) -> list[Finding]:
         share = self._mean("identical") / self._mean("pairs")
-        if share <= OFTEN:
+        if share <= OFTEN_IDENTICAL:
             return []
         return [
             Finding(

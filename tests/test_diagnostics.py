@@ -32,7 +32,7 @@ TROUBLE = {
     "rewards_explode": {"reward_real": 9.0, "reward_synthetic": -25.0},
     "annotated_fall": {"reward_real": -3.0},
     "mostly_truncated": {"truncated": 48},
-    "mostly_identical": {"identical": 56},
+    "mostly_identical": {"identical": 60},
 }
 every_trouble = pytest.mark.parametrize("kind", TROUBLE)
 
@@ -124,7 +124,7 @@ MESSAGES = {
     "rewards_explode": ("+0.45 (annotated)", "-1.25 (synthetic)", "schedule.epochs"),
     "annotated_fall": ("-0.15 nats per token", "objective.name=sft"),
     "mostly_truncated": ("75%", "Raise data.max_response_tokens"),
-    "mostly_identical": ("88%", "harder prompts"),
+    "mostly_identical": ("94%", "harder prompts"),
 }
 
 

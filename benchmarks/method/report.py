@@ -23,8 +23,8 @@ CURVES = {
     "SPACE": "tab:blue",
     "SPIF": "tab:cyan",
     "T-SPIN": "tab:brown",
-    "IRIS α=1": "tab:olive",
-    "IRIS margin/sequence c=0.5": "tab:green",
+    "IRIS α=1": "tab:green",
+    "IRIS α=2": "tab:olive",
 }
 ORDERS = {
     f"IRIS {gap}/{per} c={c:g}": (color, style)
@@ -57,15 +57,20 @@ def write_report(results_path: Path) -> None:
 
 
 def _draw_curves(studies: list[Study], methods: list[str], path: Path) -> None:
-    """KL by iteration, mean over seeds with one standard deviation."""
+    """KL over start KL by iteration, mean over seeds with one standard deviation."""
     figure, axes = plt.subplots(1, len(studies), figsize=(3 * len(studies), 3.2), squeeze=False)
     for study, axis in zip(studies, axes[0], strict=True):
         for method, color in CURVES.items():
             if method not in methods:
                 continue
-            _curve(axis, [study.chosen("kl", method, i) for i in range(ITERATIONS + 1)], color, method)
-        axis.set(title=study.world, xlabel="iteration", ylim=(0, 1.5 * study.start("kl").mean))
-    axes[0, 0].set_ylabel("KL(p_data‖p_θ) in nats per response")
+            start = study.chosen("kl", method, 0)
+            ratios = [
+                [kl / at_start for kl, at_start in zip(study.chosen("kl", method, i), start, strict=True)]
+                for i in range(ITERATIONS + 1)
+            ]
+            _curve(axis, ratios, color, method)
+        axis.set(title=study.world, xlabel="iteration", ylim=(0.3, 1.6))
+    axes[0, 0].set_ylabel("KL ÷ KL at the start")
     _save(figure, path, columns=len(CURVES))
 
 
@@ -82,7 +87,8 @@ def _draw_differences(studies: list[Study], methods: list[str], path: Path) -> N
         1, len(studies), figsize=(2.6 * len(studies) + 1.5, 6.5), sharey=True, squeeze=False
     )
     for study, axis in zip(studies, axes[0], strict=True):
-        reach = study.start("kl").mean
+        ends = [abs(d.mean) + d.half_width for d in (study.against(m, BASELINE) for m in methods)]
+        reach = 1.05 * min(max(ends), study.start("kl").mean)
         for row, method in enumerate(methods):
             difference = study.against(method, BASELINE)
             outside = not abs(difference.mean) < reach
@@ -97,7 +103,7 @@ def _draw_differences(studies: list[Study], methods: list[str], path: Path) -> N
                 markersize=3.5,
             )
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set(title=study.world, xlim=(-1.1 * reach, 1.1 * reach), xlabel="KL − KL of SFT")
+        axis.set(title=study.world, xlim=(-reach, reach), xlabel="KL − KL of SFT")
     axes[0, 0].set_yticks(range(len(methods)), methods)
     axes[0, 0].invert_yaxis()
     _save(figure, path)
