@@ -1,5 +1,5 @@
 # Two commands for everything: `make demo` and `make test`. Both install into .venv first, as does
-# `make study`, which plays the method study again (about two hours on two cores) and draws its figures.
+# `make study`, which plays the method study again (an hour and a half on two cores) and draws its figures.
 
 PYTHON ?= python3
 EXTRA ?= cpu

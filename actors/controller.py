@@ -13,8 +13,7 @@ from iris_ray.data.prepare import load_split
 from iris_ray.evaluation import exact_match
 from iris_ray.game import Game, Round
 from iris_ray.gap import PairMeans
-from iris_ray.objectives import build_objective
-from iris_ray.plugins import load_plugins
+from iris_ray.plugins import configured_objective
 from iris_ray.records import Records
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
@@ -29,10 +28,9 @@ class Controller:
 
     def __init__(self, config: RunConfig, model_path: str):
         self.config = config
-        load_plugins(config)
+        objective = configured_objective(config)
         self.game = Game(config)
         self.folder = RunFolder(config.folder)
-        objective = build_objective(config.objective.name, **config.objective.options)
         self.records = Records(self.folder, config.alpha if objective.has_order else None)
         self.tokenizer = AutoTokenizer.from_pretrained(
             model_path, trust_remote_code=config.model.trust_remote_code

@@ -10,8 +10,7 @@ from iris_ray.contracts import Demonstration, SelfPlayPair
 from iris_ray.data.prepare import demonstration, load_split
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
-from iris_ray.objectives import build_objective
-from iris_ray.plugins import load_plugins
+from iris_ray.plugins import configured_objective
 from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, sampling_seed
 from iris_ray.run_folder import RunFolder
 
@@ -41,9 +40,7 @@ class SampleBuffer:
     def __init__(self, config: RunConfig):
         self.config = config
         self.train = load_split(RunFolder(config.folder).data, "train")
-        load_plugins(config)
-        objective = build_objective(config.objective.name, **config.objective.options)
-        self.compares_with_first = "initial" in objective.responses
+        self.compares_with_first = "initial" in configured_objective(config).responses
         self.initial: dict[int, StoredPair] = {}
         self.current: RoundBuffer | None = None
         self.books = LedgerCounts()

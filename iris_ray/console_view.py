@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from iris_ray.config import RunConfig
-from iris_ray.objectives import build_objective
+from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
 from iris_ray.report import share
 from iris_ray.scratch.warmup import WarmupResult
@@ -63,8 +63,7 @@ class ConsoleView(View):
         self.bars.stop()
 
     def prepared(self, config: RunConfig, prepared: Prepared) -> None:
-        objective = build_objective(config.objective.name, **config.objective.options)
-        self.has_order = objective.has_order
+        self.has_order = configured_objective(config).has_order
         source = config.data.path or "made task sort_digits"
         self._print(
             f"[bold]Run {config.run.name}[/bold]: objective {config.objective.name}, "

@@ -19,6 +19,15 @@ LARGE_REWARD = 1.0  # nats per response token
 FALLEN_REWARD = -0.1  # nats per response token
 OFTEN_CUT, OFTEN_IDENTICAL = 0.5, 0.9  # of the pairs
 
+TRUNCATED = (
+    "were cut at data.max_response_tokens, so the learner may tell them apart by their missing end alone. "
+    "Raise data.max_response_tokens, or check that the model was taught to end its answers."
+)
+IDENTICAL = (
+    "are the annotated ones, word for word: such pairs all but cancel out, and the others alone teach. Once "
+    "the evaluation no longer rises, stop or bring harder prompts."
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -47,7 +56,9 @@ class Diagnostics:
         self._recent.append(report)
         findings = self._saturated(round_)
         if len(self._recent) >= FEWEST:
-            findings += self._collapsed() + self._exploded() + self._truncated() + self._identical()
+            findings += self._collapsed() + self._exploded()
+            findings += self._often("truncated", OFTEN_CUT, TRUNCATED)
+            findings += self._often("identical", OFTEN_IDENTICAL, IDENTICAL)
         return self._new(findings)
 
     def _new(self, findings: list[Finding]) -> list[Finding]:
@@ -118,28 +129,8 @@ class Diagnostics:
             )
         return findings
 
-    def _truncated(self) -> list[Finding]:
-        share = self._mean("truncated") / self._mean("pairs")
-        if share <= OFTEN_CUT:
+    def _often(self, what: str, limit: float, meaning: str) -> list[Finding]:
+        share = self._mean(what) / self._mean("pairs")
+        if share <= limit:
             return []
-        return [
-            Finding(
-                "mostly_truncated",
-                f"{share:.0%} of the written responses were cut at data.max_response_tokens, so the learner "
-                "may tell them apart by their missing end alone. Raise data.max_response_tokens, or check "
-                "that the model was taught to end its answers.",
-            )
-        ]
-
-    def _identical(self) -> list[Finding]:
-        share = self._mean("identical") / self._mean("pairs")
-        if share <= OFTEN_IDENTICAL:
-            return []
-        return [
-            Finding(
-                "mostly_identical",
-                f"{share:.0%} of the written responses are the annotated ones, word for word: such pairs all "
-                "but cancel out, and the others alone teach. Once the evaluation no longer rises, stop or "
-                "bring harder prompts.",
-            )
-        ]
+        return [Finding(f"mostly_{what}", f"{share:.0%} of the written responses {meaning}")]

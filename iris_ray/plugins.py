@@ -1,9 +1,10 @@
-"""Modules of other people that register objectives, schedules or gap estimators."""
+"""What a configuration names that plug-ins may have registered."""
 
 import importlib
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
+from iris_ray.objectives import Objective, build_objective
 
 
 def load_plugins(config: RunConfig) -> None:
@@ -18,3 +19,9 @@ def load_plugins(config: RunConfig) -> None:
                 f"run.plugins: there is no module {name!r}. Install it on every node, or start the run in "
                 "the folder that holds it."
             ) from error
+
+
+def configured_objective(config: RunConfig) -> Objective:
+    """The run's objective, be it a plug-in's. Raises `ConfigError` if there is none or an option is wrong."""
+    load_plugins(config)
+    return build_objective(config.objective.name, **config.objective.options)

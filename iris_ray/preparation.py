@@ -15,8 +15,7 @@ from iris_ray.data.sources import HUB_TIMEOUT_S
 from iris_ray.errors import ModelError
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
-from iris_ray.objectives import build_objective
-from iris_ray.plugins import load_plugins
+from iris_ray.plugins import configured_objective
 from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.model import build_model
 from iris_ray.scratch.sort_digits import make_rows
@@ -44,8 +43,7 @@ class Prepared:
 
 def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for what a schema cannot see: plug-ins, names in registries, patterns."""
-    load_plugins(config)
-    build_objective(config.objective.name, **config.objective.options)
+    configured_objective(config)
     Game(config)
     check_pattern(config.evaluation.answer_pattern)
 

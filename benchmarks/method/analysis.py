@@ -94,17 +94,10 @@ class Study:
             log(self.value("kl", method, rate, seed) / self.value("kl", other, rate, seed)) for seed in seeds
         ]
 
-    def improvement(self, method: str) -> float:
-        """Final KL over start KL at the chosen learning rates, geometric mean over seeds."""
+    def worsened(self, method: str, rate: float | None = None) -> float:
+        """Final KL over start KL, geometric mean over seeds; at the chosen rates unless one is given."""
+        rates = {seed: rate or self.rate(method, seed) for seed in self.seeds[method]}
         return geometric_mean(
-            self.value("kl", method, self.rate(method, seed), seed)
-            / self.value("kl", method, self.rate(method, seed), seed, 0)
-            for seed in self.seeds[method]
-        )
-
-    def worsened(self, method: str, rate: float) -> float:
-        """Final KL over start KL at one learning rate, geometric mean over seeds."""
-        return geometric_mean(
-            self.value("kl", method, rate, seed) / self.value("kl", method, rate, seed, 0)
-            for seed in self.seeds[method]
+            self.value("kl", method, rates[seed], seed) / self.value("kl", method, rates[seed], seed, 0)
+            for seed in rates
         )

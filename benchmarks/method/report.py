@@ -203,7 +203,7 @@ def _overall(studies: list[Study]) -> list[str]:
     ]
     for method in methods:
         ratios = [[study.worsened(method, rate) for study in main] for rate in LEARNING_RATES]
-        values = [geometric_mean(study.improvement(method) for study in main)]
+        values = [geometric_mean(study.worsened(method) for study in main)]
         values += [geometric_mean(row) for row in ratios] + [max(ratios[-1])]
         lines.append(f"| {method} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     return lines

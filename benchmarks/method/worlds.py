@@ -130,19 +130,13 @@ def _stochastic(rng: random.Random) -> World:
     successors = _successors(rng, topics, symbols, 3)
     heldout_prompts, train_prompts = _split(rng, topics, symbols, 16)
 
-    def law(prompt: list[int], begun: list[int]) -> dict[int, float]:
-        if len(begun) == length:
-            return {END: 1.0}
-        topic, start = prompt
-        return _weighted(successors[topic, (start, *begun)[-1]], (0.6, 0.3, 0.1))
-
     return World(
         name="stochastic",
         description="Random walks of five steps: each prompt has 243 answers of unequal probability.",
         vocabulary=1 + len(symbols) + len(topics),
         train_prompts=train_prompts,
         heldout_prompts=heldout_prompts,
-        law=law,
+        law=_walk(successors, length, (0.6, 0.3, 0.1)),
         max_response_tokens=length + 1,
         warmup_steps=400,
     )
@@ -196,19 +190,13 @@ def _few_prompts(rng: random.Random) -> World:
     successors = _successors(rng, topics, symbols, 4)
     prompts = [[topic, rng.choice(symbols)] for topic in topics]
 
-    def law(prompt: list[int], begun: list[int]) -> dict[int, float]:
-        if len(begun) == length:
-            return {END: 1.0}
-        topic, start = prompt
-        return _weighted(successors[topic, (start, *begun)[-1]], (0.4, 0.3, 0.2, 0.1))
-
     return World(
         name="few prompts",
         description="16 prompts with 256 answers each, of which only 32 a prompt are annotated.",
         vocabulary=1 + len(symbols) + len(topics),
         train_prompts=prompts,
         heldout_prompts=prompts,
-        law=law,
+        law=_walk(successors, length, (0.4, 0.3, 0.2, 0.1)),
         max_response_tokens=length + 1,
         warmup_steps=500,
     )
@@ -273,6 +261,18 @@ def _split(
     prompts = [[topic, symbol] for topic in topics for symbol in symbols]
     rng.shuffle(prompts)
     return prompts[:heldout], prompts[heldout:]
+
+
+def _walk(successors: dict[tuple[int, int], list[int]], length: int, probabilities: tuple[float, ...]) -> Law:
+    """From the prompt's start, step by step; its topic decides where each step may lead."""
+
+    def law(prompt: list[int], begun: list[int]) -> dict[int, float]:
+        if len(begun) == length:
+            return {END: 1.0}
+        topic, start = prompt
+        return _weighted(successors[topic, (start, *begun)[-1]], probabilities)
+
+    return law
 
 
 def _weighted(tokens: list[int], probabilities: tuple[float, ...]) -> dict[int, float]:

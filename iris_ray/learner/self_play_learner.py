@@ -19,9 +19,8 @@ from iris_ray.learner.engine import build_engine
 from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.micro_batches import MicroBatch, lay_out, micro_batches
 from iris_ray.learner.sequence_scorer import SequenceScorer, sequence_logprobs
-from iris_ray.objectives import build_objective
 from iris_ray.objectives.coefficients import effective_sample_size
-from iris_ray.plugins import load_plugins
+from iris_ray.plugins import configured_objective
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -45,8 +44,7 @@ class SelfPlayLearner:
         self.config = config
         self.pad = pad_token_id
         self.device = device
-        load_plugins(config)
-        self.objective = build_objective(config.objective.name, **config.objective.options)
+        self.objective = configured_objective(config)
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
         nn.Module.to(model, device, getattr(torch, config.model.dtype)).eval()
