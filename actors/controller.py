@@ -38,13 +38,33 @@ class Controller:
         holdout = load_split(self.folder.data, "holdout")
         self.holdout = holdout.select(range(min(config.evaluation.prompts, len(holdout))))
         self.beside_training: asyncio.Future[Any] | None = None
+        self.failure: Exception | None = None
+        # A run begins with empty records, whatever an earlier attempt left in the folder.
+        self.beginning = self.state() | {"records": self.records.state_dict() | {"metrics_bytes": 0}}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep of game and records. Plain JSON types."""
+        return {"game": self.game.state_dict(), "records": self.records.state_dict()}
+
+    async def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to a checkpoint's state, or to the beginning."""
+        if self.beside_training is not None:
+            self.beside_training.cancel()
+            await asyncio.gather(self.beside_training, return_exceptions=True)
+            self.beside_training = None
+        if state is None and not self.folder.metrics.exists():
+            return  # this is the beginning
+        state = state or self.beginning
+        self.game.load_state_dict(state["game"])
+        self.records.load_state_dict(state["records"])
+
+    def record_failure(self, error: Exception) -> None:
+        """The learner found something that only a user can mend."""
+        self.failure = error
 
     async def next_round(self, version: int) -> tuple[Round, int] | None:
         """The round against the published opponent `version` and its number of steps; `None` at the end."""
         buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
-        if self.beside_training is not None:
-            await self.beside_training
-            await buffer.close_round.remote()
         round_ = self.game.next_round(version)
         if round_ is None:
             await self._evaluate(version)
@@ -53,8 +73,12 @@ class Controller:
         await names.find(self.config.run.name, names.GENERATOR_POOL).wait_ready.remote()
         steps = await buffer.open_round.remote(round_)
         self.records.round_opened(round_, steps)
-        self.beside_training = asyncio.gather(self._evaluate(version), self._archive(round_))
+        await self.go_on_beside(round_)
         return round_, steps
+
+    async def go_on_beside(self, round_: Round) -> None:
+        """Evaluate the opponent and archive what it writes, beside the training against it."""
+        self.beside_training = asyncio.gather(self._evaluate(round_.version), self._archive(round_))
 
     def round_started(self, start: PairMeans) -> Round:
         """The open round after its first step, with the order that the rest of it is trained at."""
@@ -64,14 +88,19 @@ class Controller:
             self.records.order_set(round_)
         return round_
 
-    def round_ended(self, end: PairMeans) -> dict[str, Any]:
-        """Take in how the round ended; returns the game's state, to be kept with the model it made."""
+    async def round_ended(self, end: PairMeans) -> None:
+        """Take in how the round ended, and wait for what went on beside it."""
         self.game.measured_end(end)
         self.records.round_closed(end)
-        return self.game.state_dict()
+        assert self.beside_training is not None
+        await self.beside_training
+        self.beside_training = None
+        await names.find(self.config.run.name, names.SAMPLE_BUFFER).close_round.remote()
 
     async def _evaluate(self, version: int) -> None:
         """Answer the held-out prompts with weights `version` and score the answers."""
+        if self.records.evaluated_version == version:
+            return  # before the checkpoint that the run went back to
         score = None
         if len(self.holdout):
             pool = names.find(self.config.run.name, names.GENERATOR_POOL)
@@ -96,7 +125,7 @@ class Controller:
         self.records.updated(update)
 
     def status(self) -> dict:
-        return self.records.status()
+        return self.records.status() | {"failure": self.failure}
 
     def summary(self) -> dict:
         return self.records.summary()

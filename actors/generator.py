@@ -4,13 +4,14 @@ import asyncio
 import os
 import tempfile
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 
 from actors import names
-from actors.sample_buffer import Lease, Task
+from actors.sample_buffer import Lease, RoundKey, Task
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, Update
 from iris_ray.generation.in_flight import InFlight
@@ -37,9 +38,10 @@ class Generator:
         self.controller = names.find(config.run.name, names.CONTROLLER)
         self.engine: PolicyEngine
         self.version: int | None = None
+        self.serial = 0
         self.updating = asyncio.Lock()
         self.in_flight = InFlight()
-        self.outbox: asyncio.Queue[tuple[int, SelfPlayPair]] = asyncio.Queue()
+        self.outbox: asyncio.Queue[tuple[RoundKey, int, SelfPlayPair]] = asyncio.Queue()
         self.generated_tokens = 0
 
     async def start(self) -> None:
@@ -60,7 +62,8 @@ class Generator:
                 lease = await self.buffer.lease.remote(self.name, full)
                 if lease is None:
                     break
-                await self.use_version(lease.version)
+                if not await self.use_version(lease.version):
+                    continue  # the run went back to a checkpoint, so the lease is void
                 self.in_flight.enter(len(lease.tasks))
                 for task in lease.tasks:
                     tasks.create_task(self._write(lease, task))
@@ -71,7 +74,7 @@ class Generator:
         response = await self._generate(demonstration.prompt_tokens, seed=task.seed)
         self.generated_tokens += len(response.tokens)
         pair = SelfPlayPair(
-            iteration=lease.iteration,
+            iteration=lease.round.iteration,
             prompt_id=demonstration.prompt_id,
             prompt_tokens=demonstration.prompt_tokens,
             real_tokens=demonstration.response_tokens,
@@ -79,7 +82,7 @@ class Generator:
             finish_reason=response.finish_reason,
             version=lease.version,
         )
-        self.outbox.put_nowait((task.position, pair))
+        self.outbox.put_nowait((lease.round, task.position, pair))
 
     async def _deliver(self) -> None:
         while True:
@@ -87,13 +90,14 @@ class Generator:
             await asyncio.sleep(DELIVERY_PAUSE_S)
             while not self.outbox.empty():
                 items.append(self.outbox.get_nowait())
-            positions, pairs = zip(*items, strict=True)
-            # All are of one round: the next is leased out only after this one was trained on.
-            await self.buffer.add.remote(self.name, pairs[0].iteration, positions, list(pairs))
+            for key, members in groupby(items, lambda item: item[0]):
+                _, positions, pairs = zip(*members, strict=True)
+                await self.buffer.add.remote(self.name, key, positions, list(pairs))
 
     async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
         """Greedy answers of weights `version` to token prompts, end token included where reached."""
-        await self.use_version(version)
+        if not await self.use_version(version):
+            return [[] for _ in prompts]  # nobody waits for them any more
         self.in_flight.enter(len(prompts))
         responses = await asyncio.gather(*[self._generate(prompt, greedy=True) for prompt in prompts])
         return [response.tokens for response in responses]
@@ -104,13 +108,19 @@ class Generator:
         finally:
             await self.in_flight.leave()
 
-    async def use_version(self, version: int) -> None:
-        """Load weights `version` unless they are in place; responses under way finish first."""
+    async def use_version(self, version: int) -> bool:
+        """Load weights `version` unless they are in place; responses under way finish first.
+
+        False if there is no such version any more, as the run went back to a checkpoint.
+        """
         async with self.updating:
-            if self.version != version:
-                manifest = await self.store.get.remote(version)
+            manifest = await self.store.get.remote(version)
+            if manifest is None:
+                return False
+            if self.serial != manifest.serial:
                 await self.in_flight.at_most(0)
                 await self._load(manifest)
+            return True
 
     async def _load(self, manifest: WeightManifest) -> None:
         """Update the running engine in place and prove it with the probe."""
@@ -127,7 +137,7 @@ class Generator:
                 paused = await self.engine.load_weights(manifest.version, buckets)
             logprobs = await self.engine.logprobs(manifest.probe.sequences)
         difference = check_parity(manifest.probe, logprobs, self.config, self.name, manifest.version)
-        self.version = manifest.version
+        self.version, self.serial = manifest.version, manifest.serial
         update = Update(self.name, self.version, time.monotonic() - begin, paused, difference)
         await self.controller.record_update.remote(update)
 

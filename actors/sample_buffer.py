@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import ray
 
@@ -14,6 +15,8 @@ from iris_ray.plugins import configured_objective
 from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, sampling_seed
 from iris_ray.run_folder import RunFolder
 
+Places = list[tuple[int, StoredPair]]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -24,11 +27,18 @@ class Task:
     seed: int
 
 
+class RoundKey(NamedTuple):
+    """Names a round: an iteration is played again when the run goes back to a checkpoint."""
+
+    attempt: int
+    iteration: int
+
+
 @dataclass(frozen=True)
 class Lease:
     """Prompts of a round that a generator has promised to answer with weights `version`."""
 
-    iteration: int
+    round: RoundKey
     version: int
     tasks: list[Task]
 
@@ -45,24 +55,71 @@ class SampleBuffer:
         self.current: RoundBuffer | None = None
         self.books = LedgerCounts()
         self.closed = False
+        self.attempt = 0
+        self.going_back: dict[str, Any] = {}
+        self.restored_pairs: dict[int, StoredPair] = {}
         self.changed = asyncio.Condition()
 
     async def open_round(self, round_: Round) -> int:
         """Start a round; returns its number of optimiser steps."""
-        seed = self.config.run.seed
-        limit = self.config.schedule.prompts_per_iteration
         async with self.changed:
-            self.current = RoundBuffer(
-                round_,
-                draw_prompts(len(self.train), limit, seed, round_.iteration, self.compares_with_first),
-                epochs=self.config.schedule.epochs,
-                batch_size=self.config.learner.batch_size,
-                max_ahead=self.config.generation.max_ahead,
-                seed=seed,
-                initial=self.initial,
-            )
+            self.current = self._empty_round(round_)
             self.changed.notify_all()
             return self.current.steps
+
+    def _empty_round(self, round_: Round) -> RoundBuffer:
+        seed = self.config.run.seed
+        limit = self.config.schedule.prompts_per_iteration
+        return RoundBuffer(
+            round_,
+            draw_prompts(len(self.train), limit, seed, round_.iteration, self.compares_with_first),
+            epochs=self.config.schedule.epochs,
+            batch_size=self.config.learner.batch_size,
+            max_ahead=self.config.generation.max_ahead,
+            seed=seed,
+            initial=self.initial,
+        )
+
+    async def state(self) -> tuple[dict[str, Any], Places, Places]:
+        """What a checkpoint must keep, in plain JSON types, and where the pairs lie that belong to it.
+
+        Those of the open round by position, those of the first iteration by prompt id.
+        """
+        async with self.changed:
+            state = {"books": asdict(self.books), "round": None}
+            if self.current is None:
+                return state, [], list(self.initial.items())
+            state |= {"round": asdict(self.current.round), "progress": self.current.state_dict()}
+            return state, list(self.current.by_position().items()), list(self.initial.items())
+
+    async def restore(self, state: dict[str, Any] | None) -> None:
+        """Go back to a checkpoint's state, or to the beginning; `restore_pairs` and `restored` follow."""
+        async with self.changed:
+            self.attempt += 1
+            self.books = LedgerCounts(**state["books"]) if state else LedgerCounts()
+            self.going_back, self.initial, self.restored_pairs = state or {}, {}, {}
+            # What this very round's opponent has written since the checkpoint is still good.
+            if self.current and state and state["round"]:
+                if state["round"]["iteration"] == self.current.round.iteration:
+                    self.restored_pairs = self.current.by_position()
+            self.current = None
+
+    async def restore_pairs(self, pairs: list[tuple[int, SelfPlayPair]], initial: bool) -> None:
+        """Take in pairs of the checkpoint, by position, or by prompt id those of the first iteration."""
+        chunk = ray.put([pair for _, pair in pairs])
+        taken = self.initial if initial else self.restored_pairs
+        for index, (key, pair) in enumerate(pairs):
+            taken[key] = StoredPair(chunk, index, pair.num_tokens)
+
+    async def restored(self) -> None:
+        """All pairs are there: open the round again, if one was."""
+        async with self.changed:
+            state = self.going_back
+            if state["round"]:
+                self.current = self._empty_round(Round(**state["round"]))
+                self.current.load_state_dict(state["progress"], self.restored_pairs)
+            self.going_back, self.restored_pairs = {}, {}
+            self.changed.notify_all()
 
     async def lease(self, generator: str, count: int) -> Lease | None:
         """Up to `count` prompts for `generator`; waits for work, `None` when the game is over."""
@@ -75,22 +132,22 @@ class SampleBuffer:
         return None
 
     def _lease(self, buffer: RoundBuffer, positions: list[int]) -> Lease:
-        iteration, seed = buffer.round.iteration, self.config.run.seed
+        round_, seed = RoundKey(self.attempt, buffer.round.iteration), self.config.run.seed
         prompt_ids = buffer.prompt_ids[positions]
         rows = map(demonstration, self.train.select(prompt_ids))
         tasks = [
-            Task(position, row, sampling_seed(seed, iteration, row.prompt_id))
+            Task(position, row, sampling_seed(seed, round_.iteration, row.prompt_id))
             for position, row in zip(positions, rows, strict=True)
         ]
-        return Lease(iteration, buffer.round.version, tasks)
+        return Lease(round_, buffer.round.version, tasks)
 
     async def add(
-        self, generator: str, iteration: int, positions: list[int], pairs: list[SelfPlayPair]
+        self, generator: str, round_: RoundKey, positions: list[int], pairs: list[SelfPlayPair]
     ) -> None:
         """Take in written pairs. Put from here, they outlive the generator that wrote them."""
         chunk = ray.put(pairs)
         async with self.changed:
-            if self.current is None or self.current.round.iteration != iteration:
+            if self.current is None or round_ != (self.attempt, self.current.round.iteration):
                 return
             for index, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
                 self.current.add(generator, position, StoredPair(chunk, index, pair.num_tokens))

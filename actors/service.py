@@ -29,7 +29,10 @@ STOP_TIMEOUT_S = 20
 class Service:
     """All actors of one run."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, model_path: str):
+    def __init__(
+        self, config: RunConfig, prepared: Prepared, model_path: str, resume_from: str | None = None
+    ):
+        """`resume_from`: path in the storage of the checkpoint to go on from."""
         self.config = config
         run = config.run.name
         self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config)
@@ -45,7 +48,7 @@ class Service:
             prepared.parameters,
         )
         self.learner = run_learner.options(name=f"{run}/{names.LEARNER}").remote(
-            config, model_path, prepared.pad_token_id, prepared.parameters
+            config, model_path, prepared.parameters, resume_from
         )
 
     def play(self, view: View) -> None:
@@ -64,6 +67,8 @@ class Service:
             if interrupted.is_set():
                 raise KeyboardInterrupt
             status = self.status()
+            if status["failure"]:
+                raise status["failure"]
             view.update(status)
             ray.get(done)
             if not status["iteration"] and time.monotonic() - begin > self.config.run.start_timeout_s:

@@ -1,6 +1,7 @@
 """The weights versions that generators can pull."""
 
 import asyncio
+from dataclasses import replace
 
 import ray
 
@@ -16,18 +17,36 @@ class WeightStore:
     def __init__(self) -> None:
         self.manifests: dict[int, WeightManifest] = {}
         self.published = asyncio.Condition()
+        self.serial = 0
+        self.cleared = 0
 
     async def publish(self, manifest: WeightManifest) -> None:
         async with self.published:
-            self.manifests[manifest.version] = manifest
+            self.serial += 1
+            self.manifests[manifest.version] = replace(manifest, serial=self.serial)
             for version in sorted(self.manifests)[:-KEPT_VERSIONS]:
                 del self.manifests[version]
             self.published.notify_all()
 
-    async def get(self, version: int | None) -> WeightManifest:
-        """The manifest of `version`, or the newest for `None`. Waits until it is published."""
+    async def clear(self) -> None:
+        """Let go of all versions: the learner goes back to a checkpoint and publishes anew."""
+        async with self.published:
+            self.manifests.clear()
+            self.cleared += 1
+            self.published.notify_all()
+
+    async def get(self, version: int | None) -> WeightManifest | None:
+        """The manifest of `version`, or the newest for `None`. Waits until it is published.
+
+        `None` if the store was cleared meanwhile: who asked for `version` has no more use for it.
+        """
+        cleared = self.cleared
         async with self.published:
             await self.published.wait_for(
-                lambda: version in self.manifests or (version is None and self.manifests)
+                lambda: (
+                    version in self.manifests
+                    or (version is None and self.manifests)
+                    or (version is not None and cleared != self.cleared)
+                )
             )
-            return self.manifests[max(self.manifests) if version is None else version]
+            return self.manifests.get(max(self.manifests) if version is None else version)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iris_ray.config import RunConfig
-from iris_ray.errors import IrisRayError
+from iris_ray.errors import ConfigError, IrisRayError
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models on Ray.",
@@ -34,7 +34,11 @@ def callback() -> None:
 
 @app.command(epilog="Example: iris-ray run recipes/demo.yaml --set run.name=second --set generation.count=2")
 def run(
-    recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
+    recipe: Annotated[Path | None, typer.Argument(help="YAML file with the run's settings.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="FOLDER", help="Go on with the run in this folder instead."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
     ] = None,
@@ -43,9 +47,12 @@ def run(
     ] = False,
 ) -> None:
     """Play a whole self-play run and print what it did."""
-    config = RunConfig.from_yaml(recipe, overrides)
-    if dry_run:
-        _print_plan(config)
+    if (recipe is None) == (resume is None):
+        raise ConfigError(
+            "iris-ray run: name a recipe, or with --resume the folder of a run, one of the two."
+        )
+    if recipe is not None and dry_run:
+        _print_plan(RunConfig.from_yaml(recipe, overrides))
         return
     from iris_ray.console_view import ConsoleView
     from iris_ray.report import results_table
@@ -53,13 +60,20 @@ def run(
 
     try:
         with ConsoleView(console) as view:
-            summary = SelfPlay(config, view).run()
+            if recipe is not None:
+                play = SelfPlay(RunConfig.from_yaml(recipe, overrides), view)
+            else:
+                assert resume is not None
+                play = SelfPlay.resume(resume, overrides, view)
+            summary = play.run()
     except KeyboardInterrupt:
         console.print("Stopped. All actors have ended; the run folder keeps what was done.")
+        console.print(f"To go on: {os.path.relpath(sys.argv[0])} run --resume {play.config.folder}")
         raise typer.Exit(STOPPED_BY_USER) from None
     console.print()
     console.print(results_table(summary))
-    _print_next_steps(config, recipe, overrides or [])
+    if recipe is not None:
+        _print_next_steps(play.config, recipe, overrides or [])
 
 
 def _print_plan(config: RunConfig) -> None:

@@ -1,11 +1,12 @@
 """The configuration of a run: one model a section, unknown keys are errors."""
 
 import difflib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from iris_ray.errors import ConfigError
 
@@ -49,11 +50,26 @@ class ScratchModel(Section):
     """End the warm-up once greedy answers to held-out prompts reach this share, so that room is left."""
 
 
+class Lora(Section):
+    """A low-rank adapter: trained and published instead of the model, which stays as it was loaded."""
+
+    # There is no dropout: the game compares exact log-probs.
+    rank: int = Field(16, ge=1, le=512)
+    """Inner width of the adapter. vLLM serves at most 512."""
+    alpha: float = Field(32, gt=0)
+    """The adapter counts `alpha / rank` times."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    """Last names of the linear layers that get an adapter, for instance `[q_proj, v_proj]`. The output head
+    gets none."""
+
+
 class Model(Section):
     path: str | None = None
     """Model folder or hub name in Hugging Face format."""
     scratch: ScratchModel | None = None
     """Make a small model on the spot instead of loading one."""
+    lora: Lora | None = None
+    """Train a LoRA adapter. Empty: train all weights."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Number format of the learner's forward pass and of the generators."""
     trust_remote_code: bool = False
@@ -191,18 +207,69 @@ class Learner(Section):
     num_gpus: float = Field(0, ge=0, le=1)
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Keep in CPU memory: the `optimizer`'s state (ZeRO 1 to 3), or it and the `parameters` (ZeRO 3)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     batch_size: int = Field(64, ge=1)
     """Pairs per optimiser step, over all ranks. The objective is normalised over all of them."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Pairs per forward pass of one rank. Bounds memory; changes nothing else."""
-    learning_rate: float = Field(5e-7, gt=0)
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens per forward pass of one rank, a pair's prompt counted once. Bounds memory; changes nothing
+    else. A single longer pair still passes."""
+    compile: bool = False
+    """Compile the model's layers (torch.compile): a minute's start, then faster steps."""
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """`rmsprop` (α = 0.99) is what the SPIN family trains with."""
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    learning_rate: float | list[float] = 5e-7
+    """One rate, or a list of one per iteration, the last one going on."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Course of the learning rate within an iteration, after warm-up."""
     lr_warmup_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
+    """Not applied to biases and norm weights."""
     max_grad_norm: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(10, ge=0)
+    """Steps in a row that may be skipped because loss or gradient is not finite; one more ends the run."""
+    max_failures: int = Field(3, ge=0)
+    """How often a learner that died is started again from its last checkpoint."""
     reference: Literal["learner"] = "learner"
     """Where log p of the opponent comes from: `learner` keeps a frozen copy on each rank."""
+
+    @field_validator("learning_rate", mode="plain")
+    @classmethod
+    def _positive(cls, value: Any) -> float | list[float]:
+        several = isinstance(value, list | tuple)
+        try:
+            rates = [float(rate) for rate in (value if several else [value])]
+        except (TypeError, ValueError):
+            rates = []
+        if not rates or not all(0 < rate < math.inf for rate in rates):
+            raise ValueError(
+                f"{value!r} does not fit: input should be greater than 0, or a list of such, "
+                "one per iteration."
+            )
+        return rates if several else rates[0]
+
+    @model_validator(mode="after")
+    def _offloads(self) -> "Learner":
+        lowest = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < lowest:
+            raise ValueError(
+                f"learner.offload ({self.offload}) needs learner.zero_stage ({self.zero_stage}) "
+                f"to be at least {lowest}"
+            )
+        return self
+
+
+class Checkpoint(Section):
+    every_steps: int | None = Field(200, ge=1)
+    """Optimiser steps between checkpoints within an iteration, beside the one at its end. Empty: none."""
+    keep: int = Field(2, ge=1)
+    """The newest checkpoints that are kept."""
+    storage: str | None = None
+    """Where checkpoints go: a folder that all nodes see, or a URI such as `s3://bucket/runs`. Empty: the run
+    folder."""
 
 
 class Sync(Section):
@@ -237,6 +304,7 @@ class RunConfig(Section):
     schedule: Schedule = Schedule()
     generation: Generation = Generation()
     learner: Learner = Learner()
+    checkpoint: Checkpoint = Checkpoint()
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from iris_ray.checkpoints import StoredCheckpoint
 from iris_ray.config import RunConfig
 from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
@@ -82,6 +83,10 @@ class ConsoleView(View):
         reached = "" if result.exact_match is None else f", exact match {share(result.exact_match)}"
         self._print(f"Warm-up by SFT: {result.steps} steps in {result.seconds:.0f} s{reached}")
 
+    def resuming(self, checkpoint: StoredCheckpoint | None) -> None:
+        where = f"checkpoint {checkpoint.name}" if checkpoint else "the beginning: there is no checkpoint"
+        self._print(f"Resuming from {where}")
+
     def starting(self, dashboard_url: str | None) -> None:
         where = f"Ray dashboard: {dashboard_url}. " if dashboard_url else ""
         self._print(f"Starting generators and learner. {where}Logs: /tmp/ray/session_latest/logs")
@@ -97,7 +102,9 @@ class ConsoleView(View):
             self._clear()
             self.round = status["iteration"]
         buffer, step = status["buffer"], status["last_step"]
-        note = f"loss {step['loss']:.4f}" if status["step"] else ""
+        note = ""
+        if status["step"]:
+            note = "skipped: not finite" if step["skipped"] else f"loss {step['loss']:.4f}"
         self._show(
             Bar("generation", buffer["written"], buffer["pairs"], "pairs", f"{buffer['leased']} under way"),
             Bar("training", status["step"], status["steps"], "steps", note),

@@ -36,9 +36,14 @@ class SelfPlayPair:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all its sequences, the prompt counted in each."""
-        responses = (self.real_tokens, self.synthetic_tokens, self.initial_tokens)
-        return sum(len(self.prompt_tokens) + len(response) for response in responses if response)
+        """Tokens of the prompt, counted once, and of all responses."""
+        return len(self.prompt_tokens) + sum(map(len, self.responses))
+
+    @property
+    def responses(self) -> list[list[int]]:
+        """y, y' and, where there is one, the first model's response."""
+        responses = [self.real_tokens, self.synthetic_tokens]
+        return [*responses, self.initial_tokens] if self.initial_tokens else responses
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class StepReport:
     Rewards are sequence log-ratios in nats, `*_sd` their standard deviations over the batch, `ess_*`
     effective sample sizes in sequences, `response_tokens` the mean length. `truncated` counts pairs whose
     synthetic response was cut, `identical` those in which it is the annotated one. `grad_norm` is before
-    clipping, `None` where DeepSpeed does not tell it (ZeRO 0 in float32).
+    clipping. A step is `skipped`, and has no `grad_norm`, if loss or gradient was not finite.
     """
 
     loss: float
@@ -59,6 +64,7 @@ class StepReport:
     ess_real: float
     ess_synthetic: float
     grad_norm: float | None
+    skipped: bool
     learning_rate: float
     pairs: int
     truncated: int

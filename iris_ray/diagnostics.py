@@ -4,8 +4,9 @@ All thresholds are [choice]: far from what healthy runs show.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import Any
 
 from iris_ray.config import Alpha
 from iris_ray.contracts import StepReport
@@ -60,6 +61,17 @@ class Diagnostics:
             findings += self._often("truncated", OFTEN_CUT, TRUNCATED)
             findings += self._often("identical", OFTEN_IDENTICAL, IDENTICAL)
         return self._new(findings)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen of the opponent and said of it, in plain JSON types."""
+        recent = [asdict(report) for report in self._recent]
+        return {"iteration": self._iteration, "recent": recent, "said": sorted(self._said)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._iteration = state["iteration"]
+        self._recent = deque((StepReport(**report) for report in state["recent"]), maxlen=WINDOW)
+        self._said = set(state["said"])
 
     def _new(self, findings: list[Finding]) -> list[Finding]:
         new = [finding for finding in findings if finding.kind not in self._said]

@@ -21,6 +21,10 @@ class RunFolderError(IrisRayError):
     """A run folder that cannot take this run."""
 
 
+class CheckpointError(IrisRayError):
+    """A checkpoint that cannot be written, read or resumed from."""
+
+
 class ResourceError(IrisRayError):
     """The cluster cannot hold the actors that were asked for, or lost one."""
 

@@ -3,6 +3,8 @@
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, groupby, repeat
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,39 @@ class Ledger:
     def is_written(self, positions: Iterable[int]) -> bool:
         return self._written.issuperset(positions)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is written and what was trained on, in plain JSON types. Leases do not outlive a restart."""
+        commits = [
+            _run_lengths(self._commits[epoch, position] for position in range(self.size))
+            for epoch in range(self.epochs)
+        ]
+        written = _run_lengths(int(position in self._written) for position in range(self.size))
+        return {"written": written, "commits": commits}
+
+    def load_state_dict(self, state: dict[str, Any], also_written: Iterable[int] = ()) -> None:
+        """Go on where `state_dict` was taken: what was leased then waits again, in the round's order.
+
+        `also_written` need not be written anew although the state does not know of them.
+        """
+        written = _expand(state["written"])
+        commits = [_expand(times) for times in state["commits"]]
+        if [len(column) for column in (written, *commits)] != [self.size] * (1 + self.epochs):
+            raise ValueError(f"not the state of a ledger of {self.size} prompts and {self.epochs} epochs")
+        known = {position for position, yes in enumerate(written) if yes}.union(also_written)
+        if not known.issubset(range(self.size)):
+            raise ValueError(f"written positions outside a round of {self.size} prompts")
+        self._written = known
+        self._holder = {}
+        self._waiting = deque(position for position in range(self.size) if position not in known)
+        self._commits = Counter(
+            {
+                (epoch, position): count
+                for epoch, times in enumerate(commits)
+                for position, count in enumerate(times)
+                if count
+            }
+        )
+
     def counts(self) -> LedgerCounts:
         """The books of the round, to be read when it is over."""
         commits = [
@@ -87,3 +122,12 @@ class Ledger:
             lost=sum(0 in times for times in commits),
             duplicated=sum(max(times) > 1 for times in commits),
         )
+
+
+def _run_lengths(values: Iterable[int]) -> list[list[int]]:
+    """Equal neighbours as one `[value, how many]`."""
+    return [[value, sum(1 for _ in run)] for value, run in groupby(values)]
+
+
+def _expand(runs: Iterable[tuple[int, int]]) -> list[int]:
+    return list(chain.from_iterable(repeat(value, length) for value, length in runs))

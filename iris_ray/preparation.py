@@ -1,5 +1,6 @@
 """What is done before the first actor starts: data, tokenizer, model, and every check they allow."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from huggingface_hub import HfApi, constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from iris_ray.config import RunConfig
-from iris_ray.data.prepare import PreparedData, demonstration, prepare_data
+from iris_ray.data.prepare import REPORT, PreparedData, demonstration, load_prepared, prepare_data
 from iris_ray.data.rows import Rows, read_rows
 from iris_ray.data.sources import HUB_TIMEOUT_S
-from iris_ray.errors import ModelError
+from iris_ray.errors import ModelError, RunFolderError
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
 from iris_ray.plugins import configured_objective
@@ -21,6 +22,8 @@ from iris_ray.scratch.model import build_model
 from iris_ray.scratch.sort_digits import make_rows
 from iris_ray.scratch.tokenizer import train_tokenizer
 from iris_ray.scratch.warmup import Progress, WarmupResult, warm_up
+
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,6 @@ class Prepared:
     @property
     def end_token_id(self) -> int:
         return self.tokenizer.eos_token_id
-
-    @property
-    def pad_token_id(self) -> int:
-        # Padding is never looked at, so any token will do.
-        return self.end_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
 
 def check_names(config: RunConfig) -> None:
@@ -62,7 +60,28 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         parameters = count_parameters(config)
         tokenizer = load_tokenizer(config)
         rows = _rows(config)
-    return Prepared(tokenizer, parameters, prepare_data(rows, tokenizer, config, folder.data))
+    data = prepare_data(rows, tokenizer, config, folder.data)
+    tokenizer.save_pretrained(folder.data / TOKENIZER)
+    return Prepared(tokenizer, parameters, data)
+
+
+def reopen(config: RunConfig, folder: RunFolder) -> Prepared:
+    """What `prepare` left in the folder of a run that is gone on with; the source is not read again.
+
+    Raises `RunFolderError` if it did not get that far, `ModelError` if the model is gone.
+    """
+    if not (folder.data / REPORT).exists():
+        raise RunFolderError(
+            f"{folder.path}: the run ended before its data were prepared, so there is nothing to resume. "
+            "Remove the folder and start the run again."
+        )
+    data = load_prepared(folder.data)
+    if config.model.scratch is None:
+        return Prepared(load_tokenizer(config), count_parameters(config), data)
+    tokenizer = AutoTokenizer.from_pretrained(folder.data / TOKENIZER)
+    with torch.device("meta"):
+        model = build_model(config.model.scratch, tokenizer, config.max_length, config.run.seed)
+    return Prepared(tokenizer, model.num_parameters(), data)
 
 
 def _rows(config: RunConfig) -> Rows:
@@ -85,8 +104,12 @@ def make_model(config: RunConfig, folder: RunFolder, prepared: Prepared, progres
         list(map(demonstration, split)) for split in (prepared.data.train, prepared.data.holdout)
     )
     result = warm_up(model, train, holdout, spec, seed, prepared.end_token_id, progress)
-    model.to(getattr(torch, config.model.dtype)).save_pretrained(folder.start)
-    tokenizer.save_pretrained(folder.start)
+    # Under its name only when it is whole: a run that was killed before makes it again.
+    part = folder.path / "start.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.to(getattr(torch, config.model.dtype)).save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder.start)
     return result
 
 

@@ -1,6 +1,8 @@
 """What happened in a run, collected as it happens."""
 
+import math
 import time
+from copy import deepcopy
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -22,7 +24,7 @@ class Records:
         self.iterations: list[dict[str, Any]] = []
         self.updates: list[Update] = []
         self.evaluated_version = -1
-        self.opened = 0.0
+        self.opened = time.monotonic()
         self.steps = 0
         self.step = 0
         self.round: Round | None = None
@@ -42,6 +44,7 @@ class Records:
                 "exact_match": None,
                 "pairs": 0,
                 "truncated": 0,
+                "skipped_steps": 0,
                 "seconds": None,
                 "generation_seconds": None,
             }
@@ -57,16 +60,24 @@ class Records:
         current = self.iterations[-1]
         current["pairs"] += report.pairs
         current["truncated"] += report.truncated
-        self.last_step = asdict(report)
+        current["skipped_steps"] += report.skipped
+        # JSON has no words for what is not finite.
+        self.last_step = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(report).items()
+        }
         where = {"iteration": current["iteration"], "step": self.step}
         order = {"alpha": current["alpha"], "gap": current["gap"]}
         self.folder.append_metrics("step", where | order | self.last_step)
         assert self.round is not None
-        self._warn(self.diagnostics.stepped(self.round, report))
+        if not report.skipped:
+            self._warn(self.diagnostics.stepped(self.round, report))
 
     def round_written(self) -> None:
         """The opponent has answered every prompt; training on the answers began long before."""
         current = self.iterations[-1]
+        if current["generation_seconds"] is not None:
+            return  # known from before the checkpoint that the run went back to
         current["generation_seconds"] = time.monotonic() - self.opened
         self.folder.append_metrics("written", {"iteration": current["iteration"]})
 
@@ -98,6 +109,42 @@ class Records:
             warning = {"iteration": self.iterations[-1]["iteration"], "step": self.step, **asdict(finding)}
             self.warnings.append(warning)
             self.folder.append_metrics("warning", warning)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was collected, in plain JSON types, and how much of metrics.jsonl belongs to it."""
+        state = {
+            "baseline": self.baseline,
+            "iterations": self.iterations,
+            "updates": [asdict(update) for update in self.updates],
+            "evaluated_version": self.evaluated_version,
+            "round": self.round and asdict(self.round),
+            "seconds": time.monotonic() - self.opened,
+            "steps": self.steps,
+            "step": self.step,
+            "last_step": self.last_step,
+            "diagnostics": self.diagnostics.state_dict(),
+            "warnings": self.warnings,
+            "metrics_bytes": self.folder.metrics_bytes(),
+        }
+        return deepcopy(state)  # the records go on changing
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in new records or in these; what came after is forgotten.
+
+        The steps after it will be taken again, so they are cut off metrics.jsonl as well.
+        """
+        self.folder.cut_metrics(state["metrics_bytes"])
+        state = deepcopy(state)
+        self.baseline, self.iterations = state["baseline"], state["iterations"]
+        self.updates = [Update(**update) for update in state["updates"]]
+        self.evaluated_version = state["evaluated_version"]
+        self.round = Round(**state["round"]) if state["round"] else None
+        self.opened = time.monotonic() - state["seconds"]  # so that only time of a living run counts
+        self.steps, self.step, self.last_step = state["steps"], state["step"], state["last_step"]
+        self.diagnostics.load_state_dict(state["diagnostics"])
+        self.warnings = state["warnings"]
+        where = {"iteration": self.round.iteration if self.round else 0, "step": self.step}
+        self.folder.append_metrics("resumed", where)
 
     def status(self) -> dict[str, Any]:
         return {

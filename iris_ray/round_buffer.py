@@ -102,7 +102,27 @@ class RoundBuffer:
 
     def stored(self) -> list[StoredPair]:
         """All pairs written so far, in the round's order."""
-        return [self._stored[position] for position in sorted(self._stored)]
+        return list(self.by_position().values())
+
+    def by_position(self) -> dict[int, StoredPair]:
+        """The same with their positions: what a checkpoint keeps beside `state_dict`."""
+        return dict(sorted(self._stored.items()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the round is, in plain JSON types. Orders follow from seed and iteration."""
+        return {"trained_steps": self.trained_steps, "ledger": self.ledger.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], stored: Mapping[int, StoredPair]) -> None:
+        """Go on where `state_dict` was taken; what is not in `stored` is leased again.
+
+        `stored`: the pairs written by then, and those that this very round knows of besides.
+        """
+        self.ledger.load_state_dict(state["ledger"], stored)
+        if self.ledger.written > len(stored):
+            missing = self.ledger.written - len(stored)
+            raise ValueError(f"{missing} written pairs of iteration {self.round.iteration} are missing")
+        self.trained_steps = state["trained_steps"]
+        self._stored = dict(stored)
 
 
 def draw_prompts(

@@ -1,9 +1,10 @@
 """A run is a folder."""
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +51,32 @@ class RunFolder:
         folder.config.write_text(config.to_yaml())
         return folder
 
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of a run to be gone on with. Raises `RunFolderError` if none is there or it is over."""
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise RunFolderError(
+                f"{path} holds no run: there is no config.yaml in it. Name a run's folder, such as runs/demo."
+            )
+        if folder.summary.exists() and json.loads(folder.summary.read_text())["status"] == "finished":
+            raise RunFolderError(
+                f"{path}: this run is finished, there is nothing to resume. To go on from its result, start "
+                f"a new run with model.path={path}/final, model.scratch=null and another run.name."
+            )
+        return folder
+
+    def read_config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The run's configuration; `run.folder` and `run.name` say where the folder lies now.
+
+        `overrides` are `section.key=value`, as for a recipe.
+        """
+        place: dict[str, str] = {}
+        if RunConfig.from_yaml(self.config).folder.absolute() != self.path:
+            place = {"run.folder": str(self.path.parent), "run.name": self.path.name}
+        where = [f"{field}={json.dumps(value, ensure_ascii=False)}" for field, value in place.items()]
+        return RunConfig.from_yaml(self.config, [*overrides, *where])
+
     @contextmanager
     def discarded_on_error(self) -> Iterator[None]:
         """Remove the folder if the block fails."""
@@ -64,9 +91,37 @@ class RunFolder:
         with self.metrics.open("a") as file:
             file.write(json.dumps({"event": event, "time": time.time(), **values}) + "\n")
 
+    def metrics_bytes(self) -> int:
+        """Size of metrics.jsonl, all of it on disk: a state that tells it must not outlive the lines."""
+        if not self.metrics.exists():
+            return 0
+        with self.metrics.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def cut_metrics(self, size: int) -> None:
+        """Cut metrics.jsonl back to its first `size` bytes. Raises `RunFolderError` where that is unsafe."""
+        if not size and not self.metrics.exists():
+            return
+        try:
+            with self.metrics.open("r+b") as file:
+                # The last byte kept must end a line: true of every size that `metrics_bytes` told.
+                file.seek(max(size - 1, 0))
+                if size and file.read(1) != b"\n":
+                    raise RunFolderError(
+                        f"{self.metrics} is not what it was when the checkpoint was taken: its first {size} "
+                        "bytes are no longer there as whole lines. Put the file back to resume the run."
+                    )
+                file.truncate(size)
+        except OSError as error:
+            raise RunFolderError(f"{self.metrics}: cannot be cut back to the checkpoint: {error}") from error
+
     def write_probe(self, probe: Probe) -> None:
         """Keep the final model's log-probs of a few sequences: whoever loads it elsewhere can compare."""
         (self.final / "probe.json").write_text(json.dumps(asdict(probe)) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        self.summary.write_text(json.dumps(summary, indent=2) + "\n")
+        # In one go: whether a run may be resumed is read from it.
+        written = self.summary.with_suffix(".json.part")
+        written.write_text(json.dumps(summary, indent=2) + "\n")
+        written.replace(self.summary)

@@ -1,6 +1,7 @@
-"""The pairs of a round as Parquet, for people and tools to read."""
+"""The pairs of a round as Parquet: with their texts to be read, or as they are to go on from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from iris_ray.contracts import SelfPlayPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+ROW_GROUP = 1024  # pairs in memory at a time
+TEXTS = ("prompt", "real", "synthetic")
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +30,14 @@ SCHEMA = pa.schema(
         ("synthetic_tokens", pa.list_(pa.int32())),
     ]
 )
+# A pair as it is, and its place in the round's order.
+PAIR_SCHEMA = pa.schema(
+    [
+        pa.field("position", pa.int64()),
+        *(field for field in SCHEMA if field.name not in TEXTS),
+        pa.field("initial_tokens", pa.list_(pa.int32())),
+    ]
+)
 
 
 def write_samples(
@@ -37,8 +49,22 @@ def write_samples(
             writer.write_batch(pa.RecordBatch.from_pylist([_row(pair, tokenizer) for pair in pairs], SCHEMA))
 
 
+def write_pairs(path: Path, pairs: Iterable[tuple[int, SelfPlayPair]]) -> None:
+    """Write pairs with their positions, for `read_pairs`; only a row group is held in memory."""
+    rows = ({"position": position} | vars(pair) for position, pair in pairs)
+    with pq.ParquetWriter(path, PAIR_SCHEMA) as writer:
+        while group := list(islice(rows, ROW_GROUP)):
+            writer.write_batch(pa.RecordBatch.from_pylist(group, PAIR_SCHEMA))
+
+
+def read_pairs(path: Path) -> Iterator[tuple[int, SelfPlayPair]]:
+    """The pairs that `write_pairs` wrote, with their positions and in the same order."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP):
+            for row in batch.to_pylist():
+                yield row.pop("position"), SelfPlayPair(**row)
+
+
 def _row(pair: SelfPlayPair, tokenizer: "PreTrainedTokenizerBase") -> dict:
-    texts = {
-        name: tokenizer.decode(getattr(pair, f"{name}_tokens")) for name in ("prompt", "real", "synthetic")
-    }
+    texts = {name: tokenizer.decode(getattr(pair, f"{name}_tokens")) for name in TEXTS}
     return vars(pair) | texts

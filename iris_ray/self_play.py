@@ -1,10 +1,13 @@
 """The public façade: one run from configuration to summary."""
 
+from pathlib import Path
 from typing import Any
 
+from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
 from iris_ray.config import RunConfig
-from iris_ray.preparation import Prepared, check_names, make_model, prepare
+from iris_ray.preparation import Prepared, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
+from iris_ray.resumption import resumed_config
 from iris_ray.run_folder import RunFolder
 from iris_ray.versions import versions
 from iris_ray.view import View
@@ -15,12 +18,27 @@ ERROR_CHARACTERS = 4000
 class SelfPlay:
     """Self-play fine-tuning as one call: `SelfPlay(RunConfig.from_yaml(path)).run()`.
 
-    `view` is told of the progress; by default nothing is shown.
+    `view` is told of the progress; by default nothing is shown. `SelfPlay.resume(folder).run()` goes on with
+    a run that ended before its time.
     """
 
     def __init__(self, config: RunConfig, view: View | None = None):
         self.config = config
         self.view = view or View()
+        self.resumes = False
+
+    @classmethod
+    def resume(
+        cls, folder: str | Path, overrides: list[str] | None = None, view: View | None = None
+    ) -> "SelfPlay":
+        """The run in `folder`, to be gone on with from its last checkpoint.
+
+        `overrides` change settings (`section.key=value`), such as the number of learner ranks. Raises
+        `RunFolderError` if there is no run or it is finished, `ConfigError` for settings that cannot change.
+        """
+        play = cls(resumed_config(RunFolder.open(Path(folder)), overrides or []), view)
+        play.resumes = True
+        return play
 
     def run(self) -> dict[str, Any]:
         """Play the whole game; returns what summary.json holds.
@@ -32,15 +50,28 @@ class SelfPlay:
         from actors.cluster import Cluster
 
         check_names(self.config)
-        folder = RunFolder.create(self.config)
-        with folder.discarded_on_error():  # nothing has run yet, so the name stays free
-            prepared = prepare(self.config, folder)
+        storage = CheckpointStorage(self.config)
+        if self.resumes:
+            folder = RunFolder.open(self.config.folder)
+            prepared = reopen(self.config, folder)
             self.view.prepared(self.config, prepared)
             cluster = Cluster(self.config, prepared.parameters)
+        else:
+            folder = RunFolder.create(self.config)
+            with folder.discarded_on_error():  # nothing has run yet, so the name stays free
+                prepared = prepare(self.config, folder)
+                self.view.prepared(self.config, prepared)
+                cluster = Cluster(self.config, prepared.parameters)
         with cluster:
-            return self._play(cluster, folder, prepared)
+            checkpoint = storage.newest()
+            storage.keep_only(checkpoint)
+            if self.resumes:
+                self.view.resuming(checkpoint)
+            return self._play(cluster, folder, prepared, checkpoint)
 
-    def _play(self, cluster: Any, folder: RunFolder, prepared: Prepared) -> dict[str, Any]:
+    def _play(
+        self, cluster: Any, folder: RunFolder, prepared: Prepared, checkpoint: StoredCheckpoint | None
+    ) -> dict[str, Any]:
         from actors.service import Service
 
         summary: dict[str, Any] = {"run": self.config.run.name, "status": "finished", "versions": versions()}
@@ -48,7 +79,7 @@ class SelfPlay:
         try:
             model_path = self._start_model(folder, prepared)
             self.view.starting(cluster.dashboard_url)
-            service = Service(self.config, prepared, model_path)
+            service = Service(self.config, prepared, model_path, checkpoint.path if checkpoint else None)
             service.play(self.view)
             prepared.tokenizer.save_pretrained(folder.final)
             folder.write_probe(service.probe())
@@ -76,5 +107,6 @@ class SelfPlay:
     def _start_model(self, folder: RunFolder, prepared: Prepared) -> str:
         if self.config.model.path:
             return self.config.model.path
-        self.view.warmed_up(make_model(self.config, folder, prepared, self.view.warmup))
+        if not folder.start.exists():
+            self.view.warmed_up(make_model(self.config, folder, prepared, self.view.warmup))
         return str(folder.start)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from iris_ray.checkpoints import StoredCheckpoint
 from iris_ray.config import RunConfig
 from iris_ray.preparation import Prepared
 from iris_ray.scratch.warmup import WarmupResult
@@ -18,6 +19,9 @@ class View:
 
     def warmed_up(self, result: WarmupResult) -> None:
         """The warm-up is over."""
+
+    def resuming(self, checkpoint: StoredCheckpoint | None) -> None:
+        """A run is gone on with from `checkpoint`, or from its beginning if there is none."""
 
     def starting(self, dashboard_url: str | None) -> None:
         """The actors start."""

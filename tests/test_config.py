@@ -54,6 +54,17 @@ def test_an_unknown_setting_deep_inside_is_refused_with_those_there_are():
     [
         ("learner", {"zero_stage": 4}, "learner.zero_stage: 4 does not fit: input should be 0, 1, 2 or 3."),
         ("learner", {"learning_rate": 0}, "learner.learning_rate: 0 does not fit: input should be greater"),
+        ("learner", {"learning_rate": "high"}, "learner.learning_rate: 'high' does not fit: input should be"),
+        ("learner", {"learning_rate": []}, "learner.learning_rate: [] does not fit: input should be greater"),
+        ("learner", {"learning_rate": [1e-6, -1]}, "learner.learning_rate: [1e-06, -1] does not fit: input"),
+        ("learner", {"learning_rate": float("nan")}, "learner.learning_rate: nan does not fit: input should"),
+        ("learner", {"adam_betas": [0.9, 1]}, "learner.adam_betas.1: 1 does not fit: input should be less"),
+        (
+            "learner",
+            {"optimizer": "sgd"},
+            "learner.optimizer: 'sgd' does not fit: input should be 'adamw' or",
+        ),
+        ("learner", {"max_skipped_steps": -1}, "learner.max_skipped_steps: -1 does not fit: input should be"),
         (
             "learner",
             {"batch_size": "many"},
@@ -97,6 +108,14 @@ def test_exactly_one_source(section, both):
             "alpha.maximum (1.0) must be at least alpha.minimum",
         ),
         ({"data": {"sort_digits": {"min_digits": 9}}}, "max_digits (8) must be at least min_digits (9)"),
+        (
+            {"learner": {"offload": "optimizer", "zero_stage": 0}},
+            "learner.offload (optimizer) needs learner.zero_stage (0) to be at least 1",
+        ),
+        (
+            {"learner": {"offload": "parameters", "zero_stage": 2}},
+            "learner.offload (parameters) needs learner.zero_stage (2) to be at least 3",
+        ),
         ({"generation": {"max_ahead": 8}}, "max_ahead (8) must be at least learner.batch_size (64)"),
     ],
 )
@@ -130,6 +149,11 @@ def test_overrides_are_yaml_values_at_any_depth(recipe):
     assert config.data.sort_digits.examples == 12
     assert config.evaluation.answer_pattern == "#### (.+)"
     assert config.run.ray_address is None
+
+
+def test_learning_rates_as_yaml_reads_them(recipe):
+    config = RunConfig.from_yaml(recipe, ["learner.learning_rate=[5e-7, 1.0e-7]"])
+    assert config.learner.learning_rate == [5e-7, 1e-7]
 
 
 def test_an_override_fills_a_section_left_empty(recipe):
@@ -179,6 +203,7 @@ def test_what_is_written_reads_back_the_same(recipe):
         data={"sort_digits": {"examples": 7}},
         objective={"options": {"lam": 0.1, "link": "hinge", "swap": True}},
         sync={"parity_tolerance": 1e-4},
+        learner={"learning_rate": [5e-7, 1e-7], "adam_betas": [0.8, 0.9]},
     )
     recipe.write_text(config.to_yaml())
     assert RunConfig.from_yaml(recipe) == config

@@ -1,5 +1,6 @@
 """Warnings of a run: each under its cause, once an opponent, with numbers and a way out."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -197,3 +198,27 @@ def test_saturation_is_told_once_an_opponent():
     diagnostics = watching()
     said = [steps(diagnostics, 1, iteration, gap=100.0) for iteration in (1, 1, 2, 2)]
     assert [kinds(findings) for findings in said] == [["gap_saturates"], [], ["gap_saturates"], []]
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 5, 12, 20, 23])
+def test_diagnostics_go_on_where_they_were_kept(at):
+    """Trouble in rounds of 20 steps comes and goes; what is said does not depend on a restart."""
+    troubles = [*TROUBLE.values(), {}, {"grad_norm": None}]
+
+    def said(diagnostics: Diagnostics, numbers: range) -> list[list[Finding]]:
+        return [
+            steps(diagnostics, 1, 1 + n // 20, gap=5.0 * (n % 3), **troubles[n // 4 % len(troubles)])
+            for n in numbers
+        ]
+
+    straight, before, after = watching(), watching(), watching()
+    expected = said(straight, range(60))
+    assert any(expected[at:])
+    first = said(before, range(at))
+    state = json.loads(json.dumps(before.state_dict()))
+    said(before, range(at, 30))  # for nothing
+    for resumed in (before, after):
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        assert first + said(resumed, range(at, 60)) == expected
+        assert resumed.state_dict() == straight.state_dict()

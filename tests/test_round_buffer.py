@@ -1,5 +1,6 @@
 """A round between generators and learner: what is written when, and what each step trains on."""
 
+import json
 import random
 from collections import Counter
 from itertools import chain
@@ -41,11 +42,19 @@ def all_batches(buffer: RoundBuffer) -> list[list[int]]:
     return [buffer.positions(step) for step in range(buffer.steps)]
 
 
-def play(buffer: RoundBuffer, rng: random.Random) -> list[list[int]]:
-    """Generators that write in any order, die and deliver late, and a learner; returns its batches."""
-    under_way: list[tuple[str, int]] = []
+def play(
+    buffer: RoundBuffer,
+    rng: random.Random,
+    steps: range | None = None,
+    under_way: list[tuple[str, int]] | None = None,
+) -> list[list[int]]:
+    """Generators that write in any order, die and deliver late, and a learner; returns its batches.
+
+    `under_way`: what generators have promised, before and after.
+    """
+    under_way = [] if under_way is None else under_way
     batches = []
-    for step in range(buffer.steps):
+    for step in range(buffer.steps) if steps is None else steps:
         while not buffer.is_ready(step):
             holder = rng.choice(GENERATORS)
             under_way += [(holder, position) for position in buffer.lease(holder, rng.randint(1, 4))]
@@ -55,9 +64,10 @@ def play(buffer: RoundBuffer, rng: random.Random) -> list[list[int]]:
                 buffer.add(deliverer, position, stored(position))
             if rng.random() < 0.2:
                 buffer.ledger.give_back(rng.choice(GENERATORS))
-            assert buffer.ledger.leased + buffer.ledger.written <= (
-                buffer.trained_steps * buffer.batch_size + buffer.max_ahead
-            )
+            if steps is None:
+                assert buffer.ledger.leased + buffer.ledger.written <= (
+                    buffer.trained_steps * buffer.batch_size + buffer.max_ahead
+                )
         batches.append([pair.index for pair in buffer.share(step, 0, 1).pairs])
         buffer.commit(step)
     return batches
@@ -77,6 +87,56 @@ def test_every_pair_is_trained_on_once_an_epoch_whoever_wrote_it(size, epochs, b
     assert buffer.ledger.counts() == LedgerCounts(committed=size)
     assert batches == all_batches(filled(size=size, epochs=epochs, batch_size=batch_size))
     assert buffer.stored() == [stored(position) for position in range(size)]
+
+
+@given(
+    size=st.integers(1, 30),
+    epochs=st.integers(1, 3),
+    batch_size=st.integers(1, 8),
+    ranks=st.integers(1, 3),
+    alive=st.booleans(),
+    rng=st.randoms(use_true_random=False),
+)
+def test_a_round_set_back_to_a_checkpoint_ends_as_if_nothing_had_happened(
+    size, epochs, batch_size, ranks, alive, rng
+):
+    """`alive`: the learner alone died, and the buffer and the generators' promises outlive it."""
+    shape = {"size": size, "epochs": epochs, "batch_size": batch_size}
+    buffer, under_way = round_buffer(**shape, max_ahead=batch_size), []
+    at = rng.randint(0, buffer.steps)
+    batches = play(buffer, rng, range(at), under_way)
+    state, kept = json.loads(json.dumps(buffer.state_dict())), buffer.by_position()
+    play(buffer, rng, range(at, rng.randint(at, buffer.steps)), under_way)  # for nothing
+    if alive:
+        kept = buffer.by_position()
+    else:
+        buffer, under_way = round_buffer(**shape, max_ahead=batch_size), []
+    buffer.load_state_dict(state, kept)
+    assert (buffer.trained_steps, buffer.ledger.leased, buffer.by_position()) == (at, 0, kept)
+    batches += play(buffer, rng, range(at, buffer.steps), under_way)
+    assert batches == all_batches(buffer)
+    assert buffer.ledger.counts() == LedgerCounts(committed=size)
+    straight = filled(**shape)
+    assert buffer.stored() == straight.stored()
+    for step in range(buffer.steps):
+        for rank in range(ranks):
+            assert buffer.share(step, rank, ranks) == straight.share(step, rank, ranks)
+
+
+def test_pairs_that_the_checkpoint_does_not_know_are_taken_in():
+    buffer = round_buffer(4)
+    buffer.lease("a", 2)
+    buffer.add("a", 0, stored(0))
+    state = buffer.state_dict()
+    buffer.add("a", 1, stored(1))
+    buffer.load_state_dict(state, buffer.by_position())
+    assert buffer.stored() == [stored(0), stored(1)]
+    assert buffer.lease("a", 4) == [2, 3]
+
+
+def test_a_checkpoint_whose_pairs_are_missing_is_refused():
+    with pytest.raises(ValueError, match="4 written pairs of iteration 1 are missing"):
+        round_buffer().load_state_dict(filled().state_dict(), {p: stored(p) for p in range(6)})
 
 
 def test_a_slow_learner_slows_the_generators():

@@ -1,10 +1,14 @@
 """A run's folder, and the records that fill it."""
 
 import json
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from conftest import run_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from iris_ray.config import Alpha, RunConfig
 from iris_ray.contracts import StepReport, Update
@@ -261,3 +265,227 @@ def test_a_gap_that_saturates_is_warned_of_once_its_order_is_trained_at(folder):
     records.stepped(STEP)
     assert warned(records) == [(2, 1, "gap_saturates")]
     assert "alpha.maximum=2" in records.warnings[0]["message"]
+
+
+# Plain YAML: what is written in a recipe's `options`.
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=30)
+@given(
+    options=st.dictionaries(st.text(), values, max_size=3),
+    numbers=st.lists(st.floats(1e-300, 1e300), min_size=3, max_size=3),
+    text=st.text(),
+)
+def test_a_configuration_comes_back_exactly(tmp_path_factory, options, numbers, text):
+    learning_rate, c, seconds = numbers
+    config = run_config(
+        data={"path": text, "prompt_column": text},
+        objective={"options": options},
+        alpha={"c": c, "options": options},
+        learner={"learning_rate": learning_rate},
+        sync={"timeout_s": seconds},
+    )
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert RunConfig.from_yaml(path) == config
+
+
+def test_a_run_that_was_opened_again_has_the_configuration_that_it_was_made_with(tmp_path):
+    config = RunConfig.from_yaml("recipes/demo.yaml", [f"run.folder={tmp_path}"])
+    folder = RunFolder.create(config)
+    assert RunFolder.open(folder.path).read_config() == config
+
+
+def test_a_run_is_opened_wherever_its_folder_is_named_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = run_config(run={"name": "first"})
+    RunFolder.create(config)
+    assert RunFolder.open(Path("runs/first")).read_config() == config
+    assert RunFolder.open(tmp_path / "runs/first").read_config() == config
+    monkeypatch.chdir(tmp_path / "runs")
+    opened = RunFolder.open(Path("first"))
+    assert opened.path == tmp_path / "runs/first"
+    assert opened.read_config().folder == tmp_path / "runs/first"
+
+
+@pytest.mark.parametrize("place", ["12", "with space/ä: #😀/a.b"])
+def test_a_folder_that_was_moved_says_where_it_lies_now(folder, config, tmp_path, place):
+    moved = tmp_path / place
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    folder.path.rename(moved)
+    found = RunFolder.open(moved).read_config()
+    assert found.folder == moved
+    where = {"folder": config.run.folder, "name": config.run.name}
+    assert found.model_copy(update={"run": found.run.model_copy(update=where)}) == config
+
+
+def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(RunFolderError, match=rf"{path} holds no run: .*config\.yaml"):
+            RunFolder.open(path)
+
+
+def test_a_finished_run_cannot_be_gone_on_with(folder):
+    for status in ("stopped", "failed"):
+        folder.write_summary({"status": status})
+        assert RunFolder.open(folder.path).path == folder.path
+    folder.write_summary({"status": "finished"})
+    with pytest.raises(RunFolderError, match=r"finished.* new run with model\.path=.*first/final"):
+        RunFolder.open(folder.path)
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_one_before(folder):
+    folder.write_summary({"status": "stopped"})
+    with pytest.raises(TypeError):
+        folder.write_summary({"status": object()})
+    assert json.loads(folder.summary.read_text()) == {"status": "stopped"}
+
+
+def without_times(values: object) -> object:
+    """The same without what a clock said."""
+    if isinstance(values, dict):
+        clocks = {"time", "seconds", "generation_seconds", "pairs_per_s"}
+        return {key: without_times(value) for key, value in values.items() if key not in clocks}
+    return [without_times(value) for value in values] if isinstance(values, list) else values
+
+
+def whole_run(records: Records) -> list:
+    """What happens to the records in a run of two rounds, as calls that can be made one by one."""
+
+    def step(n: int):
+        return lambda: records.stepped(replace(STEP, loss=-n / 3, truncated=4 * (n % 7 > 1)))
+
+    def open_(iteration: int):
+        return lambda: records.round_opened(Round(iteration, iteration - 1, 1.25, 5.0, "why"), 8)
+
+    return [
+        lambda: records.evaluated(0, 0.25),
+        open_(1),
+        step(0),
+        lambda: records.order_set(Round(1, 0, 1.5, 1 / 3, "measured")),
+        *map(step, range(1, 6)),
+        records.round_written,
+        *map(step, range(6, 8)),
+        lambda: records.round_closed(END),
+        lambda: records.updated(Update("generator-0", 1, 2.0, 1.0, 1e-6)),
+        open_(2),
+        step(8),
+        lambda: records.evaluated(1, 0.5),
+        *map(step, range(9, 16)),
+        records.round_written,
+        lambda: records.round_closed(END),
+        lambda: records.evaluated(2, None),
+    ]
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["set back", "new"])
+def test_records_go_on_where_they_were_kept(tmp_path, alive):
+    def new_folder(name: str) -> RunFolder:
+        return RunFolder.create(run_config(run={"folder": str(tmp_path), "name": name}))
+
+    straight = Records(new_folder("straight"), Alpha())
+    for call in whole_run(straight):
+        call()
+    assert {warning["kind"] for warning in straight.warnings} == {"gap_saturates", "mostly_truncated"}
+
+    for at in range(len(whole_run(straight)) + 1):
+        folder = new_folder(f"kept-{at}")
+        records = Records(folder, Alpha())
+        calls = whole_run(records)
+        for call in calls[:at]:
+            call()
+        state = json.loads(json.dumps(records.state_dict()))
+        kept, status = events(folder) if at else [], json.dumps(records.status())
+        for call in calls[at : at + 5]:  # for nothing
+            call()
+        if not alive:
+            with folder.metrics.open("a") as file:
+                file.write('{"event": "st')  # killed while it wrote
+            records = Records(folder, Alpha())
+        records.load_state_dict(state)
+        assert json.dumps(records.status()) == status
+        *before, resumed = events(folder)
+        assert before == kept
+        where = {"iteration": records.status()["iteration"], "step": records.step}
+        assert without_times(resumed) == {"event": "resumed"} | where
+        for call in whole_run(records)[at:]:
+            call()
+
+        assert without_times(records.status()) == without_times(straight.status())
+        assert without_times(records.summary()) == without_times(straight.summary())
+        lines = [event for event in events(folder) if event["event"] != "resumed"]
+        assert without_times(lines) == without_times(events(straight.folder))
+
+
+def test_a_kept_state_does_not_change_with_the_records(folder):
+    records = Records(folder, Alpha())
+    play_round(records, 1)
+    state = records.state_dict()
+    text = json.dumps(state)
+    for _ in range(2):
+        records.round_closed(replace(END, loss=1.0))
+        play_round(records, 2)
+        assert json.dumps(state) == text
+        records.load_state_dict(state)
+        assert (len(records.iterations), records.iterations[0]["loss"]) == (1, -0.3)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_rounds_seconds_are_those_in_which_the_run_lived(folder, monkeypatch, alive):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    records = Records(folder, Alpha())
+    records.round_opened(Round(1, 0, alpha=1.0, gap=0.0, reason="why"), 2)
+    clock[0] += 10
+    records.stepped(STEP)
+    state = records.state_dict()
+    clock[0] += 500  # done for nothing, then dead
+    if not alive:
+        clock[0] = 3.0  # another machine
+        records = Records(folder, Alpha())
+    records.load_state_dict(state)
+    clock[0] += 7
+    records.round_written()
+    clock[0] += 5
+    records.round_closed(END)
+    assert records.iterations[0]["generation_seconds"] == 17
+    assert records.iterations[0]["seconds"] == 22
+
+
+@pytest.mark.parametrize("left", [None, b"", b"short\n", b"of the same length, no line\n"])
+def test_metrics_that_are_no_longer_there_are_told_of(folder, left):
+    folder.append_metrics("step", {"loss": 0.5})
+    size = folder.metrics_bytes()
+    if left is None:
+        folder.metrics.unlink()
+    else:
+        folder.metrics.write_bytes(left + b"x" * (size if b"," in left else 0))
+        left = folder.metrics.read_bytes()
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl"):
+        folder.cut_metrics(size)
+    assert (folder.metrics.read_bytes() if folder.metrics.exists() else None) == left
+
+
+def test_records_whose_metrics_are_gone_stay_as_they_are(folder):
+    records = Records(folder, Alpha())
+    play_round(records, 1)
+    state = records.state_dict()
+    folder.metrics.write_bytes(b"")
+    fresh = Records(folder, Alpha())
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl"):
+        fresh.load_state_dict(state)
+    assert fresh.status() == Records(folder, Alpha()).status()
+
+
+def test_a_checkpoint_from_before_the_first_event_cuts_everything(folder):
+    assert folder.metrics_bytes() == 0
+    folder.cut_metrics(0)
+    assert not folder.metrics.exists()
+    folder.append_metrics("step", {})
+    folder.cut_metrics(0)
+    assert folder.metrics.read_bytes() == b""

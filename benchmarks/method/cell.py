@@ -4,6 +4,7 @@ Objective, learner, order of the data and α control are those of the service. O
 the responses are written by the learner's own process.
 """
 
+import copy
 import os
 import time
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def start_weights(world_name: str, seed: int) -> dict[str, torch.Tensor]:
     data = world.annotate(seed)
     pairs = [_pair(item, item.response_tokens) for item in data]
     buffer = _buffer(Round(1, 0, 1.0, 0.0, ""), config)
-    learner.start_round(steps)
+    learner.start_round(1, steps)
     for step in range(steps):
         learner.step([pairs[i] for i in _ids(buffer, step)], 1.0)
     return {name: weight.clone() for name, weight in learner.weights()}
@@ -88,19 +89,22 @@ def play(cell: Cell, start: dict[str, torch.Tensor]) -> dict[str, Any]:
 
     model = world.build_model(cell.seed)
     model.load_state_dict(start, strict=False)
+    # The learner's own model is laid out for its batches and cannot write.
+    writer = copy.deepcopy(model)
     learner, game = _learner(model, config), Game(config)
-    iterations: list[dict[str, Any]] = [asdict(measure(model, world))]
+    iterations: list[dict[str, Any]] = [asdict(measure(writer, world))]
     diverged = False
     initial: list[list[int]] = []
     try:
         while round_ := game.next_round(len(iterations) - 1):
-            responses = write(learner.engine.module.model, data, world, cell.seed, round_.iteration)
+            responses = write(writer, data, world, cell.seed, round_.iteration)
             initial = initial or responses
             pairs = [_pair(*row) for row in zip(data, responses, strict=True)]
             if round_.iteration > 1 and "initial" in learner.objective.responses:
                 pairs = [replace(p, initial_tokens=y0) for p, y0 in zip(pairs, initial, strict=True)]
             iterations.append(_round(learner, game, round_, pairs, config))
-            iterations[-1] |= asdict(measure(learner.engine.module.model, world))
+            writer.load_state_dict(dict(learner.weights()), strict=False)  # a tied weight comes once
+            iterations[-1] |= asdict(measure(writer, world))
     except IrisRayError:
         diverged = True
     return asdict(cell) | {
@@ -117,7 +121,7 @@ def _round(
     buffer = _buffer(round_, config)
     tail = RoundTail(buffer.steps)
     ess_synthetic = []
-    learner.start_round(buffer.steps)
+    learner.start_round(round_.iteration, buffer.steps)
     for step in range(buffer.steps):
         result = learner.step([pairs[i] for i in _ids(buffer, step)], round_.alpha)
         if step == 0:
@@ -171,7 +175,6 @@ def _config(sections: dict[str, Any], learning_rate: float, seed: int) -> RunCon
             "learner": {
                 "zero_stage": 0,
                 "batch_size": BATCH_SIZE,
-                "micro_batch_size": BATCH_SIZE,
                 "learning_rate": learning_rate,
             },
         }
@@ -182,7 +185,7 @@ def _config(sections: dict[str, Any], learning_rate: float, seed: int) -> RunCon
 def _learner(model: Qwen2ForCausalLM, config: RunConfig) -> "SelfPlayLearner":
     from iris_ray.learner.self_play_learner import SelfPlayLearner
 
-    return SelfPlayLearner(model, config, END, torch.device("cpu"))
+    return SelfPlayLearner(model, config, torch.device("cpu"))
 
 
 def _buffer(round_: Round, config: RunConfig) -> RoundBuffer:

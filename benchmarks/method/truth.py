@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.method.worlds import END, World
-from iris_ray.learner.micro_batches import MicroBatch, lay_out
-from iris_ray.learner.sequence_scorer import SequenceScorer, sequence_logprobs
+from benchmarks.method.worlds import World
+from iris_ray.learner.sequence_scorer import SequenceScorer
+from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pad
 
 CHUNK = 512  # sequences a forward pass: what it touches stays in the processor's cache
 
@@ -34,24 +34,24 @@ class Examiner:
     """
 
     def __init__(self, world: World):
-        sequences: list[tuple[list[int], list[int]]] = []
+        sequences: list[PromptGroup] = []
         probabilities = []
         for prompt in world.heldout_prompts:
             answers, p = world.answers(prompt)
-            sequences += [(prompt, answer) for answer in answers]
+            sequences += [PromptGroup(prompt, [answer]) for answer in answers]
             probabilities.append(p)
         self._p_S = torch.cat(probabilities)
         self._prompts = len(world.heldout_prompts)
-        self._batches: list[MicroBatch] = [
-            lay_out(sequences[first : first + CHUNK], END) for first in range(0, len(sequences), CHUNK)
+        self._batches: list[TokenBatch] = [
+            pad(sequences[first : first + CHUNK]) for first in range(0, len(sequences), CHUNK)
         ]
         self.entropy = -float((self._p_S * self._p_S.log()).sum()) / self._prompts
         """Of p_data, in nats per response: the smallest possible `nll`."""
 
     @torch.inference_mode()
     def measure(self, model: PreTrainedModel) -> Truth:
-        scorer = SequenceScorer(model)
-        log_q_S = torch.cat([sequence_logprobs(scorer, batch, model.device) for batch in self._batches]).cpu()
+        scorer = SequenceScorer(model, plain_head=True)
+        log_q_S = torch.cat([batch.sum_by_sequence(scorer(batch)) for batch in self._batches])
         q_S = log_q_S.exp()
         nll = -float((self._p_S * log_q_S).sum()) / self._prompts
         # Total variation is the sum of max(0, p − q) over everything that can be said. Where p is 0 nothing

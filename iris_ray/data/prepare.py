@@ -1,5 +1,6 @@
 """From annotated rows to the tokenised splits on disk that training and evaluation read."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from iris_ray.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+REPORT = "report.json"
 FIRST_ROWS = 5
 """Row numbers named per reason."""
 
@@ -82,6 +84,13 @@ def prepare_data(
             prompt_tokens=_lengths(table.data["prompt_tokens"], good),
             response_tokens=_lengths(table.data["response_tokens"], good),
         )
+    (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return load_prepared(folder)
+
+
+def load_prepared(folder: Path) -> PreparedData:
+    """Open what `prepare_data` saved in `folder`."""
+    report = DataReport.from_dict(json.loads((folder / REPORT).read_text()))
     return PreparedData(load_split(folder, "train"), load_split(folder, "holdout"), report)
 
 

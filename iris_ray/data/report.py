@@ -38,6 +38,16 @@ class DataReport:
     prompt_tokens: Lengths
     response_tokens: Lengths
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DataReport":
+        """The report that `to_dict` was taken of."""
+        parts = {
+            "dropped": {reason: Dropped(**rows) for reason, rows in values["dropped"].items()},
+            "prompt_tokens": Lengths(**values["prompt_tokens"]),
+            "response_tokens": Lengths(**values["response_tokens"]),
+        }
+        return cls(**values | parts)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

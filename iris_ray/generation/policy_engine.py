@@ -2,16 +2,19 @@
 
 import asyncio
 import itertools
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -19,10 +22,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from iris_ray.config import RunConfig
 from iris_ray.contracts import FinishReason
 from iris_ray.errors import EngineError
+from iris_ray.lora import adapter_config, meta_model, target_modules, write_adapter
 from iris_ray.weights.manifest import TensorSpec
 from iris_ray.weights.vllm_engine import BACKEND
 
 MIN_BATCHED_TOKENS = 4096  # prompts of several requests share a forward pass up to this size
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
+SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class PolicyEngine:
 
     With `load_format="dummy"` it starts on random weights: `load_weights` brings the real ones, the same
     way as every later version. `auto` loads those of `model_path`.
+
+    With `model.lora` it starts on the weights of `model_path`, which stay: `load_adapter` brings every
+    version, the first one too. A model whose linear layers are not those of `model.lora.target_modules`
+    raises `ConfigError`.
     """
 
     def __init__(
@@ -46,7 +56,22 @@ class PolicyEngine:
         self.config = config
         self.end_token_id = end_token_id
         self._request_ids = itertools.count()
+        self._adapter: LoRARequest | None = None
         generation = config.generation
+        weights: dict[str, Any]
+        if config.model.lora is None:
+            weights = {"load_format": load_format, "weight_transfer_config": WeightTransferConfig(BACKEND)}
+        else:
+            model = meta_model(model_path, config.model.trust_remote_code)
+            self._adapter_config = adapter_config(model, config.model.lora)
+            weights = {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= config.model.lora.rank),
+                # Without the list vLLM adapts some models' output heads too. A prompt's log-probs under
+                # such a head kill the engine on CPU.
+                "lora_target_modules": target_modules(model, config.model.lora),
+            }
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=model_path,
@@ -61,10 +86,9 @@ class PolicyEngine:
                 max_num_seqs=generation.concurrency,
                 gpu_memory_utilization=generation.gpu_memory_utilization,
                 enforce_eager=generation.enforce_eager,
-                load_format=load_format,
-                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
                 seed=config.run.seed,
                 enable_log_requests=False,
+                **weights,
             )
         )
 
@@ -108,13 +132,31 @@ class PolicyEngine:
         await self._engine.resume_generation()
         return time.monotonic() - begin
 
+    async def load_adapter(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> float:
+        """Replace the adapter, given under PEFT's names; returns how long the engine stood still, in s."""
+        shared = SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None
+        with tempfile.TemporaryDirectory(dir=shared) as folder:
+            write_adapter(Path(folder), self._adapter_config, tensors)
+            begin = time.monotonic()
+            # Keys and values of the old adapter must not serve the new one: clear the cache.
+            await self._engine.pause_generation(mode="wait", clear_cache=True)
+            if self._adapter is not None:
+                await self._engine.remove_lora(self._adapter.lora_int_id)
+            # vLLM counts from 1, and takes the same id for the same adapter.
+            self._adapter = LoRARequest(f"version-{version}", version + 1, folder)
+            await self._engine.add_lora(self._adapter)
+            await self._engine.resume_generation()
+            return time.monotonic() - begin
+
     def shutdown(self) -> None:
         self._engine.shutdown()
 
     async def _request(self, prompt: list[int], parameters: SamplingParams) -> Any:
         request_id = str(next(self._request_ids))
         try:
-            async for output in self._engine.generate({"prompt_token_ids": prompt}, parameters, request_id):
+            async for output in self._engine.generate(
+                {"prompt_token_ids": prompt}, parameters, request_id, lora_request=self._adapter
+            ):
                 final = output
         except EngineDeadError:
             raise EngineError(

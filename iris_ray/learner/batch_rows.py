@@ -15,11 +15,11 @@ KINDS = len(RESPONSES)
 
 @dataclass(frozen=True)
 class BatchRows:
-    """`table` (N, 10) float64, one row a pair.
+    """`table` (N, 11) float64, one row a pair.
 
     Its columns in groups: sequence log-probs in nats under the policy and under the opponent, of the
-    annotated, the synthetic and the first model's response (NaN where there is none); lengths of the first
-    two in tokens; whether y' was cut; whether y' is y.
+    annotated, the synthetic and the first model's response (NaN where there is none); the prompt's id;
+    lengths of the first two responses in tokens; whether y' was cut; whether y' is y.
     """
 
     table: torch.Tensor
@@ -31,6 +31,7 @@ class BatchRows:
         """Rows of `pairs` from their log-probs under policy and opponent, (N, 3) each."""
         facts = [
             (
+                pair.prompt_id,
                 len(pair.real_tokens),
                 len(pair.synthetic_tokens),
                 pair.finish_reason == "length",
@@ -38,7 +39,7 @@ class BatchRows:
             )
             for pair in pairs
         ]
-        return cls(torch.cat([logprobs, references, torch.tensor(facts, dtype=torch.float64).view(-1, 4)], 1))
+        return cls(torch.cat([logprobs, references, torch.tensor(facts, dtype=torch.float64).view(-1, 5)], 1))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -57,6 +58,11 @@ class BatchRows:
     def rewards(self) -> torch.Tensor:
         """Sequence log-ratios, (N, 3)."""
         return self.logprobs - self.references
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The prompts' ids."""
+        return self.table[:, -5].long().tolist()
 
     @property
     def tokens(self) -> torch.Tensor:

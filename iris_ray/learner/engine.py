@@ -1,38 +1,128 @@
 """The DeepSpeed engine around the model that is trained."""
 
+import functools
+import math
+import types
+from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iris_ray.config import Learner
+from iris_ray.errors import ConfigError
+from iris_ray.learner.optimizer import build_optimizer
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    grad_norm: float | None
+    """Norm of the whole gradient before clipping. Empty: it is not finite."""
+    applied: bool
+    """Whether the weights moved. Without a finite norm they and the optimiser's state stay as they are."""
 
 
 def build_engine(
     scorer: nn.Module, config: Learner, dtype: str
 ) -> tuple[deepspeed.DeepSpeedEngine, torch.optim.Optimizer]:
-    """A ZeRO engine over `torch.distributed`, and the optimiser whose learning rate it follows."""
-    optimizer = torch.optim.AdamW(
-        scorer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    """A ZeRO engine over `torch.distributed`, and the optimiser whose learning rate it follows.
+
+    Raises `ConfigError` if gradient checkpointing is asked of a model without layers for it.
+    """
+    if config.gradient_checkpointing:
+        _checkpoint_layers(scorer)
+    optimizer = build_optimizer(scorer, config)
+    if config.zero_stage == 0 and dtype == "float32":
+        _check_steps(optimizer, config.max_grad_norm)
     engine, *_ = deepspeed.initialize(
         model=scorer,
         optimizer=optimizer,
         config=_deepspeed_config(config, dtype),
         dist_init_required=False,
     )
+    if config.zero_stage == 0:
+        # DeepSpeed accumulates micro-batches in float32 from ZeRO 1 on; without ZeRO, torch has to.
+        for parameter in engine.module.parameters():
+            parameter.grad = None
+            parameter.grad_dtype = torch.float32
+        if dtype != "float32":
+            # Here DeepSpeed has taken a step with gradients of zero: undo its decay and Adam's count of it.
+            optimizer.state.clear()
+            engine.optimizer.refresh_fp32_params()
     return engine, optimizer
 
 
+def take_step(engine: deepspeed.DeepSpeedEngine) -> StepTaken:
+    """The optimiser's step after the backward passes of a batch; every rank must call it.
+
+    A gradient that is not finite on any rank skips the step on all of them. Either way the gradient is
+    cleared.
+    """
+    if engine.zero_optimization_stage() == 0:
+        # For a parameter that no batch used, DeepSpeed would make these in the parameter's own dtype.
+        for parameter in engine.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+    engine.step()
+    applied = engine.was_step_applied()
+    if not applied:
+        # With an offloaded optimiser, ZeRO 1 and 2 would add the next batch's gradient to this one.
+        partitions = getattr(engine.optimizer, "averaged_gradients", {})
+        partitions.update(dict.fromkeys(partitions))
+    return StepTaken(float(engine.get_global_grad_norm()) if applied else None, applied)
+
+
+def _check_steps(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+    """Let a plain optimiser clip, and skip and tell what it did, as those of DeepSpeed do."""
+    take = optimizer.step
+
+    def step(self: Any) -> None:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+        # DeepSpeed looks for both under these names.
+        self._global_grad_norm, self.overflow = norm, not math.isfinite(norm)
+        if not self.overflow:
+            take()
+
+    optimizer.step = types.MethodType(step, optimizer)  # type: ignore[method-assign]
+
+
+def _checkpoint_layers(model: nn.Module) -> None:
+    """Checkpoint each decoder layer in eval mode too, where `transformers` itself would not.
+
+    Training mode would be no way out: it also switches on whatever dropout the model has.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            "learner.gradient_checkpointing: True does not fit: the model has no layers that "
+            "`transformers` could checkpoint. Set it to false."
+        )
+    for layer in layers:
+        layer.forward = functools.partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
+
+
 def _deepspeed_config(config: Learner, dtype: str) -> dict[str, Any]:
+    plain = config.zero_stage == 0
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    home = {"device": "cpu", "pin_memory": config.num_gpus > 0}
+    if config.offload != "none":
+        zero["offload_optimizer"] = home
+    if config.offload == "parameters":
+        zero["offload_param"] = home
     return {
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "train_micro_batch_size_per_gpu": 1,  # asked for, but batches are ours
         # A step's number of micro-batches varies, so the step itself is the accumulation's boundary.
         "managed_gradient_accumulation": False,
-        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
+        "zero_optimization": zero,
         "bf16": {"enabled": dtype == "bfloat16"},
-        "gradient_clipping": config.max_grad_norm,
+        "data_types": {} if plain else {"grad_accum_dtype": "fp32"},
+        "gradient_clipping": 0.0 if plain and dtype == "float32" else config.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,

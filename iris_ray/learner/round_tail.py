@@ -4,6 +4,7 @@ from collections import deque
 
 import torch
 
+from iris_ray.errors import IrisRayError
 from iris_ray.gap import PairMeans
 from iris_ray.learner.batch_rows import BatchRows
 from iris_ray.objectives import Objective
@@ -15,12 +16,20 @@ class RoundTail:
     """Keeps the rows of a round's last steps."""
 
     def __init__(self, steps: int):
-        self._rows: deque[BatchRows] = deque(maxlen=max(2, round(TAIL * steps)))
+        self.rows: deque[BatchRows] = deque(maxlen=max(2, round(TAIL * steps)))
 
     def add(self, rows: BatchRows) -> None:
         """Take in a step's rows; the oldest ones are let go."""
-        self._rows.append(rows)
+        self.rows.append(rows)
 
     def means(self, objective: Objective, alpha: float) -> PairMeans:
-        """Means over the kept steps; losses run over all of them at once."""
-        return BatchRows(torch.cat([rows.table for rows in self._rows])).means(objective, alpha)
+        """Means over the kept steps; losses run over all of them at once.
+
+        Raises `IrisRayError` if there are none.
+        """
+        if not self.rows:
+            raise IrisRayError(
+                "every step of this round was skipped, as loss or gradient was not finite. Lower "
+                "learner.learning_rate, or train with model.dtype=float32."
+            )
+        return BatchRows(torch.cat([rows.table for rows in self.rows])).means(objective, alpha)

@@ -9,20 +9,23 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, StepReport
 from iris_ray.errors import IrisRayError
 from iris_ray.learner.batch_rows import KINDS, BatchRows
-from iris_ray.learner.engine import build_engine
+from iris_ray.learner.compilation import compile_layers
+from iris_ray.learner.engine import build_engine, take_step
 from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
-from iris_ray.learner.micro_batches import MicroBatch, lay_out, micro_batches
-from iris_ray.learner.sequence_scorer import SequenceScorer, sequence_logprobs
+from iris_ray.learner.micro_batches import micro_batches
+from iris_ray.learner.optimizer import round_scheduler
+from iris_ray.learner.sequence_scorer import SequenceScorer
+from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
 from iris_ray.plugins import configured_objective
 
-SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+IDLE = PromptGroup([0], [[0]])  # what a rank without pairs passes forward, for the sake of the others
 
 
 @dataclass(frozen=True)
@@ -40,27 +43,28 @@ class SelfPlayLearner:
     loss, gradient and trained weights do not depend on micro-batch size or number of ranks.
     """
 
-    def __init__(self, model: PreTrainedModel, config: RunConfig, pad_token_id: int, device: torch.device):
+    def __init__(self, model: PreTrainedModel, config: RunConfig, device: torch.device):
         self.config = config
-        self.pad = pad_token_id
-        self.device = device
         self.objective = configured_objective(config)
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
         nn.Module.to(model, device, getattr(torch, config.model.dtype)).eval()
-        self.opponent = SequenceScorer(copy.deepcopy(model)).eval().requires_grad_(False)
-        self.engine, self.optimizer = build_engine(SequenceScorer(model), config.learner, config.model.dtype)
+        self.scorer = SequenceScorer.fastest(model, config.max_length)
+        self.opponent = copy.deepcopy(self.scorer).requires_grad_(False)
+        self.references: dict[int, torch.Tensor] = {}
+        self.skipped_in_a_row = 0
+        if config.learner.compile:
+            compile_layers(model)
+            compile_layers(self.opponent.model)
+        self.engine, self.optimizer = build_engine(self.scorer, config.learner, config.model.dtype)
 
-    def start_round(self, steps: int) -> None:
+    def start_round(self, iteration: int, steps: int) -> None:
         """The current policy becomes the opponent; the learning rate's course begins anew."""
-        frozen = dict(self.opponent.model.named_parameters())
+        frozen = self.opponent_weights()
         for name, weight in self.weights():
-            frozen[name].data.copy_(weight)
-        learner = self.config.learner
-        warmup = round(learner.lr_warmup_ratio * steps)
-        self.lr_scheduler = get_scheduler(SCHEDULES[learner.lr_schedule], self.optimizer, warmup, steps + 1)
-        if warmup:
-            self.lr_scheduler.step()  # warm-up begins at 0, where a step would train nothing
+            frozen[name].copy_(weight)
+        self.references.clear()
+        self.lr_scheduler = round_scheduler(self.optimizer, self.config.learner, iteration, steps)
 
     def step(self, pairs: Sequence[SelfPlayPair], alpha: float) -> StepResult:
         """One optimiser step; `pairs` is this rank's share of the batch and may be empty.
@@ -69,95 +73,130 @@ class SelfPlayLearner:
         Σ coefficient·log p back-propagated micro-batch by micro-batch. With a single micro-batch one
         forward pass serves both.
         """
-        batches = micro_batches(pairs, self.config.learner.micro_batch_size, self.pad)
+        self.score_references(pairs)
+        groups = self._micro_batches(pairs)
         # Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank.
-        passes = max(1, largest_over_ranks(len(batches)))
-        idle = lay_out([([self.pad], [self.pad])], self.pad)
-        batches += [(idle, [])] * (passes - len(batches))
+        passes = max(1, largest_over_ranks(len(groups)))
+        batches = [self._lay_out([pairs[i] for i in group]) for group in groups]
+        batches += [self.scorer.lay_out([IDLE])] * (passes - len(groups))
 
+        logprobs = torch.full((len(pairs), KINDS), torch.nan, dtype=torch.float64)
         with torch.set_grad_enabled(passes == 1):
-            logprobs = [sequence_logprobs(self.engine, batch, self.device) for batch, _ in batches]
-        table, mine = gather_rows(self._rows(pairs, batches, logprobs).table)
+            sums = [batch.sum_by_sequence(self.engine(batch)) for batch in batches]
+        for group, scores_S in zip(groups, sums, strict=False):
+            _put(logprobs, group, scores_S.detach())
+        references = torch.stack([self.references[pair.prompt_id] for pair in pairs] or [logprobs[0:0]])
+        table, mine = gather_rows(BatchRows.of(pairs, logprobs, references.view(-1, KINDS)).table)
         rows = BatchRows(table)
+        self.references |= zip(rows.prompt_ids, rows.references, strict=True)
         loss, factors = rows.coefficients(self.objective, alpha)
 
-        for (batch, indices), scored in zip(batches, logprobs, strict=True):
-            logprob = scored if passes == 1 else sequence_logprobs(self.engine, batch, self.device)
-            if indices:
-                # Kind by kind, as the batch holds its sequences.
-                weights = factors[mine][indices].T.flatten()[: len(logprob)].to(logprob.device)
-                share = (weights * logprob).sum()
-            else:
-                share = 0 * logprob.sum()
-            # DeepSpeed averages over ranks; the objective is a sum over all of them.
-            self.engine.backward(dist.get_world_size() * share, scale_wrt_gas=False)
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.engine.step()
+        grad_norm = None
+        if math.isfinite(loss):
+            for index, batch in enumerate(batches):
+                scores_S = sums[index] if passes == 1 else batch.sum_by_sequence(self.engine(batch))
+                if index < len(groups):
+                    kinds = batch.sequences // len(groups[index])
+                    weights_S = factors[mine][groups[index], :kinds].flatten().to(scores_S.device)
+                    share = (weights_S * scores_S).sum()
+                else:
+                    share = 0 * scores_S.sum()
+                # DeepSpeed averages over ranks; the objective is a sum over all of them.
+                self.engine.backward(dist.get_world_size() * share, scale_wrt_gas=False)
+            grad_norm = take_step(self.engine).grad_norm
         self.lr_scheduler.step()
-
-        grad_norm = self.engine.get_global_grad_norm()
-        real, synthetic, _ = rows.rewards.T
-        report = StepReport(
-            loss=loss,
-            reward_real=real.mean().item(),
-            reward_synthetic=synthetic.mean().item(),
-            reward_real_sd=real.std(correction=0).item(),
-            reward_synthetic_sd=synthetic.std(correction=0).item(),
-            ess_real=effective_sample_size(factors[:, 0]),
-            ess_synthetic=effective_sample_size(factors[:, 1]),
-            grad_norm=None if grad_norm is None else float(grad_norm),
-            learning_rate=learning_rate,
-            pairs=len(rows),
-            truncated=rows.truncated,
-            identical=rows.identical,
-            response_tokens=rows.tokens.mean().item(),
-        )
-        if not math.isfinite(report.loss) or not math.isfinite(report.grad_norm or 0.0):
-            raise IrisRayError(
-                f"loss {report.loss} or gradient norm {report.grad_norm} is not finite. "
-                "Lower learner.learning_rate, or train with model.dtype=float32."
-            )
+        report = _report(rows, loss, factors, grad_norm, learning_rate)
+        self._count_skipped(report)
         return StepResult(report, rows)
 
-    @torch.no_grad()
-    def _rows(
-        self,
-        pairs: Sequence[SelfPlayPair],
-        batches: list[tuple[MicroBatch, list[int]]],
-        logprobs: list[torch.Tensor],
-    ) -> BatchRows:
-        """The rows of `pairs`, given the policy's log-probs of the batches that hold them."""
-        both = torch.full((2, len(pairs), KINDS), torch.nan, dtype=torch.float64)
-        for (batch, indices), logprob in zip(batches, logprobs, strict=True):
-            if indices:
-                reference = sequence_logprobs(self.opponent, batch, self.device)
-                scores = torch.stack([logprob.detach(), reference]).cpu()
-                kinds = len(logprob) // len(indices)
-                both[:, indices, :kinds] = scores.view(2, kinds, len(indices)).transpose(1, 2)
-        return BatchRows.of(pairs, *both)
+    def _count_skipped(self, report: StepReport) -> None:
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if report.skipped else 0
+        if self.skipped_in_a_row > self.config.learner.max_skipped_steps:
+            raise IrisRayError(
+                f"{self.skipped_in_a_row} steps in a row were skipped because loss or gradient was not "
+                "finite. Lower learner.learning_rate, or train with model.dtype=float32; "
+                "learner.max_skipped_steps says how many may be skipped."
+            )
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The policy's parameters under their Hugging Face names, whole on every rank.
+    @torch.no_grad()
+    def score_references(self, pairs: Sequence[SelfPlayPair]) -> None:
+        """Have the opponent score those of `pairs` that it has not scored in this round yet.
+
+        Every step does this for its own pairs, so each is scored once, whatever the number of passes.
+        """
+        new = [pair for pair in pairs if pair.prompt_id not in self.references]
+        scores = torch.full((len(new), KINDS), torch.nan, dtype=torch.float64)
+        for group in self._micro_batches(new):
+            batch = self._lay_out([new[i] for i in group])
+            _put(scores, group, batch.sum_by_sequence(self.opponent(batch)))
+        self.references |= zip([pair.prompt_id for pair in new], scores, strict=True)
+
+    def _micro_batches(self, pairs: Sequence[SelfPlayPair]) -> list[list[int]]:
+        return micro_batches([pair.num_tokens for pair in pairs], self.config.learner.micro_batch_tokens)
+
+    def _lay_out(self, pairs: Sequence[SelfPlayPair]) -> TokenBatch:
+        return self.scorer.lay_out([PromptGroup(pair.prompt_tokens, pair.responses) for pair in pairs])
+
+    def weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's parameters, or the opponent's, under their Hugging Face names, whole on every rank.
 
         A tied parameter comes once. Every rank must run through all of them (ZeRO-3 gathers).
         """
+        if opponent:
+            yield from self.opponent_weights().items()
+            return
         policy: nn.Module = self.engine.module.model
         for name, parameter in policy.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.learner.zero_stage == 3):
                 yield name, parameter.detach()
 
+    def opponent_weights(self) -> dict[str, torch.Tensor]:
+        """The opponent's parameters under the same names, whole on every rank."""
+        return {name: parameter.data for name, parameter in self.opponent.model.named_parameters()}
+
     @torch.no_grad()
-    def token_logprobs(self, sequences: Sequence[list[int]]) -> list[list[float]]:
+    def token_logprobs(self, sequences: Sequence[list[int]], opponent: bool = False) -> list[list[float]]:
         """log p of every token but the first, in nats, for each token sequence."""
-        batch = lay_out([(tokens[:1], tokens[1:]) for tokens in sequences], self.pad)
-        logprobs_ST = self.engine(batch.tokens_ST.to(self.device), batch.labels_ST.to(self.device))
-        return [
-            row[1 : len(tokens)].tolist() for row, tokens in zip(logprobs_ST.cpu(), sequences, strict=True)
-        ]
+        scorer = self.opponent if opponent else self.engine
+        batch = self.scorer.lay_out([PromptGroup(tokens[:1], [tokens[1:]]) for tokens in sequences])
+        lengths = [len(tokens) - 1 for tokens in sequences]
+        return [part.tolist() for part in scorer(batch).cpu().split(lengths)]
 
     def save(self, folder: str) -> None:
         """Write the policy in Hugging Face format; every rank must call it, rank 0 writes."""
-        # The opponent's module lends its class and configuration: it is whole on every rank.
-        weights = {name: weight.cpu().clone() for name, weight in self.weights()}
+        weights = {}
+        for name, weight in self.weights():
+            if dist.get_rank() == 0:
+                weights[name] = weight.cpu().clone()
         if dist.get_rank() == 0:
+            # The opponent's module lends its class and configuration: it is whole on every rank.
             self.opponent.model.save_pretrained(folder, state_dict=weights)
+
+
+def _report(
+    rows: BatchRows, loss: float, factors: torch.Tensor, grad_norm: float | None, learning_rate: float
+) -> StepReport:
+    real, synthetic, _ = rows.rewards.T
+    return StepReport(
+        loss=loss,
+        reward_real=real.mean().item(),
+        reward_synthetic=synthetic.mean().item(),
+        reward_real_sd=real.std(correction=0).item(),
+        reward_synthetic_sd=synthetic.std(correction=0).item(),
+        ess_real=effective_sample_size(factors[:, 0]),
+        ess_synthetic=effective_sample_size(factors[:, 1]),
+        grad_norm=grad_norm,
+        skipped=grad_norm is None,
+        learning_rate=learning_rate,
+        pairs=len(rows),
+        truncated=rows.truncated,
+        identical=rows.identical,
+        response_tokens=rows.tokens.mean().item(),
+    )
+
+
+def _put(table: torch.Tensor, rows: list[int], scores_S: torch.Tensor) -> None:
+    """Write the scores of some pairs' sequences into their rows of `table` (N, KINDS)."""
+    by_pair = scores_S.cpu().view(len(rows), -1)
+    table[rows, : by_pair.shape[1]] = by_pair

@@ -1,39 +1,99 @@
-"""Log-probabilities of responses under a causal language model."""
+"""Log-probabilities of responses under a causal language model.
+
+Shapes: B rows of T tokens, R response tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from iris_ray.learner.micro_batches import IGNORED, MicroBatch
+from iris_ray.learner.shared_prompts import knows_shared_prompts, use_shared_prompts
+from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pack, pad
+
+# Logits of this many bytes (float32) are held at a time; a larger table is computed in chunks.
+LOGITS_BYTES = 256 << 20
+# Two ways to compute the same log-prob, in nats per token.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
+TRIAL = [PromptGroup([3, 1, 4, 1], [[5, 9, 2], [6, 5, 3, 5, 8]]), PromptGroup([2, 7], [[1, 8, 2], [8]])]
 
 
 class SequenceScorer(nn.Module):
     """Wraps any decoder model of `transformers`.
 
-    Shapes: S sequences, T tokens, V vocabulary.
+    `plain_head`: logits are what the output layer makes of the last hidden states and nothing else, so
+    only positions that predict a response token go through it, some at a time. `shares_prompts`: responses
+    stand behind one copy of their prompt (`pack`), without padding. `fastest` finds out what a model allows.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, *, plain_head: bool = False, shares_prompts: bool = False):
         super().__init__()
         self.model: PreTrainedModel = model
+        self.plain_head = plain_head
+        self.shares_prompts = shares_prompts
+        if shares_prompts:
+            use_shared_prompts(model)
 
-    def forward(self, tokens_ST: torch.Tensor, labels_ST: torch.Tensor) -> torch.Tensor:
-        """log p of each label given the tokens before it, in nats: (S, T), 0 where there is none."""
-        # Padding stands on the right, where a causal model cannot see it: no attention mask is needed.
-        first = int((labels_ST != IGNORED).any(0).nonzero()[0])
-        keep = torch.arange(first - 1, tokens_ST.shape[1] - 1, device=tokens_ST.device)
-        logits_SKV = self.model(input_ids=tokens_ST, use_cache=False, logits_to_keep=keep).logits
-        losses = F.cross_entropy(
-            logits_SKV.float().flatten(0, 1),
-            labels_ST[:, first:].flatten(),
-            ignore_index=IGNORED,
-            reduction="none",
-        )
-        return F.pad(-losses.view(labels_ST.shape[0], -1), (first, 0))
+    @classmethod
+    @torch.no_grad()
+    def fastest(cls, model: PreTrainedModel, max_length: int) -> "SequenceScorer":
+        """The fast ways that, tried on a few tokens, give what the model itself gives."""
+        general = cls(model)
+        expected = general(general.lay_out(TRIAL))
+        plain = _agree(cls(model, plain_head=True), expected)
+        before = model.config._attn_implementation
+        if knows_shared_prompts(model, max_length):
+            sharing = cls(model, plain_head=plain, shares_prompts=True)
+            if _agree(sharing, expected):
+                return sharing
+            model.set_attn_implementation(before)
+        return cls(model, plain_head=plain)
+
+    def lay_out(self, groups: Sequence[PromptGroup]) -> TokenBatch:
+        """Prompts and responses in the layout that `forward` takes, on the model's device."""
+        return (pack if self.shares_prompts else pad)(groups).to(self.model.device)
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        """log p of each response token given the tokens before it, in nats: (R,), float32 or wider."""
+        given: dict[str, Any] = {"input_ids": batch.tokens_BT, "use_cache": False}
+        if batch.shared is not None:
+            given |= {"position_ids": batch.positions_BT, "shared_prompts": batch.shared}
+        if not self.plain_head:
+            if batch.shared is not None:
+                logits_RV = self.model(**given, logits_to_keep=batch.predictors_R).logits[0]
+            else:
+                logits_RV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.predictors_R)
+            return _logprobs(logits_RV, batch.labels_R)
+        hidden_BTD = self.model.get_decoder()(**given).last_hidden_state
+        hidden_RD = hidden_BTD.flatten(0, 1).index_select(0, batch.predictors_R)
+        return self._head_logprobs(hidden_RD, batch.labels_R)
+
+    def _head_logprobs(self, hidden_RD: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
+        head = self.model.get_output_embeddings()
+        rows = max(1, LOGITS_BYTES // (4 * self.model.config.get_text_config().vocab_size))
+        if len(labels_R) <= rows:
+            return _logprobs(head(hidden_RD), labels_R)
+
+        def chunk(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return _logprobs(head(hidden), labels)
+
+        # The backward pass computes a chunk's logits once more instead of keeping them all.
+        chunks = zip(hidden_RD.split(rows), labels_R.split(rows), strict=True)
+        return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in chunks])
 
 
-def sequence_logprobs(scorer: nn.Module, batch: MicroBatch, device: torch.device) -> torch.Tensor:
-    """log p(response | prompt) of each sequence, in nats: (S,) float64, summed over its tokens."""
-    token_logprobs_ST = scorer(batch.tokens_ST.to(device), batch.labels_ST.to(device))
-    return token_logprobs_ST.double().sum(1)
+def _logprobs(logits_RV: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(logits_RV.dtype, torch.float32)
+    return -F.cross_entropy(logits_RV.to(wide), labels_R, reduction="none")
+
+
+def _agree(scorer: SequenceScorer, expected_R: torch.Tensor) -> bool:
+    try:
+        found_R = scorer(scorer.lay_out(TRIAL))
+    except Exception:  # whatever an architecture of another make does not take
+        return False
+    return bool((found_R - expected_R).abs().max() <= TOLERANCE[scorer.model.dtype])

@@ -10,8 +10,8 @@ from transformers import Qwen2ForCausalLM
 
 from iris_ray.config import ScratchModel
 from iris_ray.contracts import Demonstration
-from iris_ray.learner.micro_batches import IGNORED, lay_out
 from iris_ray.learner.sequence_scorer import SequenceScorer
+from iris_ray.learner.token_batch import PromptGroup
 
 CHECK_EVERY = 25
 CHECK_PROMPTS = 128
@@ -41,14 +41,14 @@ def warm_up(
 ) -> WarmupResult:
     """Train `model` in place on the response tokens, until `stop_at_exact_match` or `warmup_steps`."""
     begin = time.monotonic()
-    scorer = SequenceScorer(model)
+    scorer = SequenceScorer(model, plain_head=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.warmup_learning_rate, weight_decay=0.0)
     batches = _batches(train, spec.warmup_batch_size, random.Random(seed))
     enough = spec.stop_at_exact_match
     step, loss, exact_match = 0, float("nan"), None
     model.train()
     for step in range(1, spec.warmup_steps + 1):
-        mean_nll = _mean_nll(scorer, next(batches), end_token_id)
+        mean_nll = _mean_nll(scorer, next(batches))
         mean_nll.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -99,10 +99,10 @@ def _through_end(tokens: list[int], end_token_id: int) -> list[int]:
     return tokens[: tokens.index(end_token_id) + 1] if end_token_id in tokens else tokens
 
 
-def _mean_nll(scorer: SequenceScorer, demonstrations: Sequence[Demonstration], pad: int) -> torch.Tensor:
+def _mean_nll(scorer: SequenceScorer, demonstrations: Sequence[Demonstration]) -> torch.Tensor:
     """Mean NLL of the response tokens, in nats."""
-    batch = lay_out([(item.prompt_tokens, item.response_tokens) for item in demonstrations], pad)
-    return -scorer(batch.tokens_ST, batch.labels_ST).sum() / (batch.labels_ST != IGNORED).sum()
+    groups = [PromptGroup(item.prompt_tokens, [item.response_tokens]) for item in demonstrations]
+    return -scorer(scorer.lay_out(groups)).mean()
 
 
 def _batches(train: Sequence[Demonstration], size: int, rng: random.Random) -> Iterator[list[Demonstration]]:

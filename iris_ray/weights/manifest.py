@@ -33,8 +33,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class WeightManifest:
-    """A whole version: its buckets in layer order, and the probe that proves them after loading."""
+    """A whole version: its buckets in layer order, and the probe that proves them after loading.
+
+    The weight store counts what is published in `serial`: a run that goes back to a checkpoint publishes
+    the same version again, with other weights.
+    """
 
     version: int
     buckets: list[Bucket]
     probe: Probe
+    serial: int = 0

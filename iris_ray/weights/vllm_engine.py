@@ -1,16 +1,19 @@
-"""The receiving end of a weight update, inside vLLM's engine process."""
+"""What runs inside vLLM's engine process: the receiving end of a weight update, and LoRA on CPU."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.platforms import current_platform
 
 from iris_ray.weights.buckets import unpack_tensors
 from iris_ray.weights.manifest import TensorSpec
@@ -19,9 +22,14 @@ BACKEND = "object_store"
 
 
 def register() -> None:
-    """Make the backend known to vLLM; called in each of its processes (`vllm.general_plugins`)."""
+    """Make the classes below known to vLLM; called in each of its processes (`vllm.general_plugins`)."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, "ObjectStoreWeightTransferEngine")
+    if current_platform.is_cpu():
+        name = f"{__name__}.{CPULora.__name__}"
+        type(current_platform).get_punica_wrapper = classmethod(  # type: ignore[assignment, method-assign]
+            lambda cls: name
+        )
 
 
 @dataclass
@@ -74,3 +82,29 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]
 
     def shutdown(self) -> None:
         pass
+
+
+class CPULora(PunicaWrapperCPU):
+    """vLLM's CPU kernels copy the adapter's weights for every token. One adapter needs no copy at all."""
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """y += scale · x Aᵀ Bᵀ, slice by slice of y's last dimension, for the tokens that ask for it."""
+        if kwargs or len(lora_a_stacked[0]) > 1:  # places for adapters
+            super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs)
+            return
+        asking = (self.token_lora_indices >= 0)[:, None]
+        if not asking.any():
+            return
+        rows = x.view(-1, x.shape[-1])
+        slices = y.view(-1, y.shape[-1]).split(output_slices, dim=1)
+        for part, a, b in zip(slices, lora_a_stacked, lora_b_stacked, strict=True):
+            part += F.linear(F.linear(rows, a[0, 0]) * asking, b[0, 0]) * scale

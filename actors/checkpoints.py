@@ -1,0 +1,113 @@
+"""Checkpoints of a whole run: the learner's part, and that of the actors it plays with."""
+
+import tempfile
+from collections.abc import Iterable
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from iris_ray.checkpoints import CheckpointStorage, read_state, write_state
+from iris_ray.game import Round
+from iris_ray.learner.learner_state import RoundProgress, load_learner, save_learner
+from iris_ray.round_buffer import StoredPair
+from iris_ray.samples import ROW_GROUP, read_pairs, write_pairs
+
+if TYPE_CHECKING:
+    from actors.learner_rank import LearnerRank
+
+PAIRS, INITIAL = "pairs.parquet", "initial.parquet"
+
+
+class Checkpoints:
+    """Takes checkpoints and goes back to them; every rank calls every method."""
+
+    def __init__(self, rank: "LearnerRank", resume_from: str | None):
+        """`resume_from`: path in the storage of the checkpoint that the run goes on from."""
+        self.rank = rank
+        self.resume_from = resume_from
+
+    def save(self, version: int, progress: RoundProgress | None) -> None:
+        """Write everything that decides the future; `version` is the newest that was published.
+
+        Returns when it lies on this node; the way into storage goes on beside training.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="iris-ray-checkpoint-"))
+        plain = save_learner(self.rank.learner, progress, folder)
+        actors = self._save_actors(folder) if self.rank.rank == 0 else {}
+        files: list[Any] = [None] * self.rank.ranks
+        dist.all_gather_object(files, [(path.name, path.stat().st_size) for path in folder.iterdir()])
+        iteration = progress.round.iteration if progress else version
+        where = {"iteration": iteration, "step": progress.step if progress else 1 << 62}
+        if self.rank.rank == 0:
+            state = where | {"between": progress is None, "version": version, "learner": plain} | actors
+            write_state(folder, state, chain(*files))
+        ray.train.report(
+            {"version": version},
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"iteration-{iteration:03d}"
+            + (f"-step-{progress.step:05d}" if progress else ""),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def restore(self) -> tuple[int, RoundProgress | None]:
+        """Bring learner and actors to the last checkpoint, or to the beginning if there is none.
+
+        Returns the newest version that was published, and how far the open round is.
+        """
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None and self.resume_from:
+            checkpoint = Checkpoint(self.resume_from, CheckpointStorage(self.rank.config).filesystem)
+        if checkpoint is None:
+            if self.rank.rank == 0:
+                self._restore_actors(None, Path())
+            dist.barrier()
+            return 0, None
+        with checkpoint.as_directory() as name:
+            folder = Path(name)
+            state = read_state(folder)
+            progress = load_learner(self.rank.learner, state["learner"], folder)
+            if self.rank.rank == 0:
+                self._restore_actors(state, folder)
+            dist.barrier()
+        return state["version"], progress
+
+    def _save_actors(self, folder: Path) -> dict[str, Any]:
+        rank = self.rank
+        controller = rank.wait(rank.controller.state.remote(), "the controller's state")
+        buffer, stored, initial = rank.wait(rank.buffer.state.remote(), "the sample buffer's state")
+        for name, places in ((PAIRS, stored), (INITIAL, initial)):
+            write_pairs(folder / name, _fetched(places))
+        return {"controller": controller, "buffer": buffer}
+
+    def _restore_actors(self, state: dict[str, Any] | None, folder: Path) -> None:
+        rank = self.rank
+        rank.wait(rank.store.clear.remote(), "the weight store to let go of its versions")
+        rank.wait(rank.controller.restore.remote(state and state["controller"]), "the controller to go back")
+        rank.wait(rank.buffer.restore.remote(state and state["buffer"]), "the sample buffer to go back")
+        if state is None:
+            return
+        for name in (PAIRS, INITIAL):
+            pairs = read_pairs(folder / name)
+            while group := list(islice(pairs, ROW_GROUP)):
+                what = "the sample buffer to take in pairs of the checkpoint"
+                rank.wait(rank.buffer.restore_pairs.remote(group, name == INITIAL), what)
+        rank.wait(rank.buffer.restored.remote(), "the sample buffer to open the round again")
+        if state["learner"]["round"]:
+            round_ = Round(**state["learner"]["round"])
+            rank.wait(rank.controller.go_on_beside.remote(round_), "the controller to open the round again")
+
+
+def _fetched(places: Iterable[tuple[int, StoredPair]]) -> Iterable[tuple[int, Any]]:
+    """The pairs themselves, fetched chunk by chunk, as one chunk lies behind many."""
+    by_chunk: dict[ray.ObjectRef, list[tuple[int, int]]] = {}
+    for key, place in places:
+        by_chunk.setdefault(place.chunk, []).append((key, place.index))
+    for chunk, members in by_chunk.items():
+        pairs = ray.get(chunk)
+        yield from ((key, pairs[index]) for key, index in members)

@@ -1,0 +1,124 @@
+"""One rank of the learner among the run's actors."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+
+from actors import names
+from iris_ray.config import RunConfig
+from iris_ray.contracts import SelfPlayPair
+from iris_ray.errors import ResourceError
+from iris_ray.round_buffer import Share
+from iris_ray.weights.buckets import pack_buckets
+from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
+
+if TYPE_CHECKING:
+    from iris_ray.learner.learner_state import RoundProgress
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+
+class LearnerRank:
+    """Brings the plain learner of one rank together with the run's actors."""
+
+    def __init__(self, config: RunConfig, learner: "SelfPlayLearner"):
+        self.config = config
+        self.learner = learner
+        self.rank = ray.train.get_context().get_world_rank()
+        self.ranks = ray.train.get_context().get_world_size()
+        self.buffer = names.find(config.run.name, names.SAMPLE_BUFFER)
+        self.controller = names.find(config.run.name, names.CONTROLLER)
+        self.store = names.find(config.run.name, names.WEIGHT_STORE)
+        self.probe = self.wait(self.buffer.probe.remote(), "the probe")
+
+    def publish(self, version: int, opponent: bool = False) -> None:
+        """Put the policy's weights, or the opponent's, into the object store and list them as `version`."""
+        learner = self.learner
+        # All ranks walk through the weights, as ZeRO-3 gathers each of them; rank 0 copies.
+        buckets = []
+        if self.rank == 0:
+            for data, tensors in pack_buckets(learner.weights(opponent), self.config.sync.bucket_mib << 20):
+                buckets.append(Bucket(ray.put(data.numpy()), tensors))
+        else:
+            for _ in learner.weights(opponent):
+                pass
+        probe = Probe(self.probe, learner.token_logprobs(self.probe, opponent))
+        if self.rank == 0:
+            manifest = WeightManifest(version, buckets, probe)
+            self.wait(self.store.publish.remote(manifest), f"the weight store to take version {version}")
+
+    def next_round(self, version: int) -> "RoundProgress | None":
+        """Open the next round, on every rank; `None` when the game is over."""
+        from iris_ray.learner.learner_state import RoundProgress
+
+        what = f"generators to load version {version} and finish the evaluation"
+        opened = self.ask(lambda: self.controller.next_round.remote(version), what)
+        if opened is None:
+            return None
+        progress = RoundProgress(*opened)
+        self.learner.start_round(progress.round.iteration, progress.steps)
+        return progress
+
+    def play(self, progress: "RoundProgress", checkpoint: Callable[[], None]) -> None:
+        """Train the rest of a round, on the opponent's first pairs while it writes the others.
+
+        Calls `checkpoint` every `checkpoint.every_steps` steps.
+        """
+        learner, steps = self.learner, progress.steps
+        share: ray.ObjectRef = self.buffer.share.remote(progress.step, self.rank, self.ranks)
+        while progress.step < steps:
+            step, round_ = progress.step, progress.round
+            batch = self.wait(share, f"batch {step + 1} of {steps} in iteration {round_.iteration}")
+            if step + 1 < steps:
+                share = self.buffer.share.remote(step + 1, self.rank, self.ranks)
+            result = learner.step(_fetch(batch), round_.alpha)
+            if not result.report.skipped:
+                progress.tail.add(result.rows)
+            if step == 0:
+                start = result.rows.means(learner.objective, round_.alpha)
+                what = "the controller to set the order"
+                opened = self.ask(lambda start=start: self.controller.round_started.remote(start), what)
+                progress.round = opened
+            if self.rank == 0:
+                self.wait(self.buffer.commit.remote(step), "the sample buffer to commit a step")
+                self.controller.record_step.remote(result.report)
+            progress.step += 1
+            every = self.config.checkpoint.every_steps
+            if every and progress.step % every == 0 and progress.step < steps:
+                checkpoint()
+        end = progress.tail.means(learner.objective, progress.round.alpha)
+        what = "the controller to close the round"
+        self.ask(lambda: self.controller.round_ended.remote(end), what)
+
+    def ask(self, question: Callable[[], ray.ObjectRef], what: str) -> Any:
+        """Rank 0 asks; all ranks get the answer."""
+        answer = [self.wait(question(), what) if self.rank == 0 else None]
+        dist.broadcast_object_list(answer)
+        return answer[0]
+
+    def wait(self, reference: ray.ObjectRef, what: str) -> Any:
+        timeout = self.config.run.wait_timeout_s
+        try:
+            return ray.get(reference, timeout=timeout)
+        except ray.exceptions.GetTimeoutError as error:
+            raise ResourceError(
+                f"learner rank {self.rank} waited {timeout:g} s for {what}. "
+                "If the cluster is only slow, raise run.wait_timeout_s."
+            ) from error
+
+
+def _fetch(share: Share) -> list[SelfPlayPair]:
+    chunks = list(dict.fromkeys(pair.chunk for pair in share.pairs + share.initial))
+    fetched = dict(zip(chunks, ray.get(chunks), strict=True))
+    pairs, initial = (
+        [fetched[pair.chunk][pair.index] for pair in stored] for stored in (share.pairs, share.initial)
+    )
+    if not initial:
+        return pairs
+    return [
+        replace(pair, initial_tokens=first.synthetic_tokens)
+        for pair, first in zip(pairs, initial, strict=True)
+    ]

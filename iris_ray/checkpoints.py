@@ -1,0 +1,123 @@
+"""Checkpoints in storage: which there are, and which of them are whole.
+
+A checkpoint is a folder whose `state.json` names all its other files with their sizes, so that one whose
+writing was cut short is told from a whole one, wherever it lies.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from pyarrow import ArrowInvalid, fs
+
+from iris_ray.config import RunConfig
+from iris_ray.errors import CheckpointError, ConfigError
+from iris_ray.run_folder import RunFolder
+
+FORMAT = 1
+STATE = "state.json"
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A whole checkpoint: `step` steps of `iteration` are done, or all of them if it is `between` rounds."""
+
+    name: str
+    path: str
+    iteration: int
+    step: int
+    between: bool
+
+
+class CheckpointStorage:
+    """Where the checkpoints of a run lie: in its folder, or where `checkpoint.storage` says."""
+
+    def __init__(self, config: RunConfig):
+        storage = config.checkpoint.storage
+        run = f"{storage.rstrip('/')}/{config.run.name}" if storage else str(RunFolder(config.folder).path)
+        self.filesystem, self.run_path = _resolve(run)
+        self.path = f"{self.run_path}/{FOLDER}"
+
+    def whole(self) -> list[StoredCheckpoint]:
+        """All checkpoints whose files are there in full, oldest first."""
+        found = filter(None, map(self._read, self._folders()))
+        return sorted(found, key=lambda each: (each.iteration, each.step))
+
+    def newest(self) -> StoredCheckpoint | None:
+        """The newest whole checkpoint, if there is any."""
+        return next(reversed(self.whole()), None)
+
+    def find(self, number: int | None) -> StoredCheckpoint:
+        """The newest checkpoint, or the newest of iteration `number`. Raises `CheckpointError` if none is."""
+        whole = self.whole()
+        fitting = [each for each in whole if number in (None, each.iteration)]
+        if not fitting:
+            there = ", ".join(each.name for each in whole) or "none"
+            wanted = "checkpoint" if number is None else f"checkpoint of iteration {number}"
+            raise CheckpointError(f"{self.path}: there is no whole {wanted}. There: {there}.")
+        return fitting[-1]
+
+    def keep_only(self, kept: StoredCheckpoint | None) -> None:
+        """Delete all other checkpoints, cut ones included, and what Ray Train noted about them."""
+        for folder in self._folders():
+            if kept is None or folder != kept.path:
+                self.filesystem.delete_dir(folder)
+        notes = f"{self.path}/checkpoint_manager_snapshot.json"
+        if self.filesystem.get_file_info(notes).type == fs.FileType.File:
+            self.filesystem.delete_file(notes)
+
+    def _folders(self) -> list[str]:
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return [info.path for info in infos if info.type == fs.FileType.Directory]
+
+    def _read(self, folder: str) -> StoredCheckpoint | None:
+        infos = self.filesystem.get_file_info(fs.FileSelector(folder))
+        sizes = {info.base_name: info.size for info in infos}
+        if STATE not in sizes:
+            return None
+        with self.filesystem.open_input_stream(f"{folder}/{STATE}") as file:
+            try:
+                state = json.loads(file.read())
+            except ValueError:  # cut in the middle
+                return None
+        if not state["files"].items() <= sizes.items():
+            return None
+        name = folder.rsplit("/", 1)[-1]
+        return StoredCheckpoint(name, folder, state["iteration"], state["step"], state["between"])
+
+
+def write_state(folder: Path, state: dict[str, Any], files: Iterable[tuple[str, int]]) -> None:
+    """Complete a checkpoint in `folder`: `files` are the names and sizes of what all ranks wrote."""
+    (folder / STATE).write_text(json.dumps({"format": FORMAT, "files": dict(files)} | state))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `write_state` wrote. Raises `CheckpointError` for another version's format."""
+    state = json.loads((folder / STATE).read_text())
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder}: written in format {state['format']} by another version of iris-ray; this one reads "
+            f"format {FORMAT}."
+        )
+    return state
+
+
+def _resolve(path: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in path:
+        return fs.LocalFileSystem(), str(Path(path).absolute())
+    try:
+        return fs.FileSystem.from_uri(path)
+    except ArrowInvalid:  # not one of pyarrow's own kinds
+        pass
+    try:
+        filesystem, found = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"checkpoint.storage={path}: no such kind of storage ({error}). Give a folder that all nodes "
+            "see, or a URI that pyarrow or an installed fsspec package knows, such as s3:// or gs://."
+        ) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), found

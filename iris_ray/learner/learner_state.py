@@ -1,0 +1,100 @@
+"""Everything that decides how a learner goes on, in files.
+
+All ranks write into one folder, each its share. In the middle of a round the opponent and what the round
+has brought so far are kept as well; between rounds the policy is all there is.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from iris_ray.errors import CheckpointError
+from iris_ray.game import Round
+from iris_ray.learner.batch_rows import BatchRows
+from iris_ray.learner.random_state import load_random_state, save_random_state
+from iris_ray.learner.round_tail import RoundTail
+from iris_ray.learner.self_play_learner import SelfPlayLearner
+from iris_ray.learner.training_state import load_training_state, save_training_state
+
+
+@dataclass
+class RoundProgress:
+    """How far a round is: `step` of `steps` are done."""
+
+    round: Round
+    steps: int
+    step: int = 0
+    tail: RoundTail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tail = RoundTail(self.steps)
+
+
+def save_learner(learner: SelfPlayLearner, progress: RoundProgress | None, folder: Path) -> dict[str, Any]:
+    """Write the learner's state into `folder`; returns the plain part of it, to be given back on loading.
+
+    Collective. `progress` is `None` between two rounds.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    save_training_state(learner.engine, folder)
+    save_random_state(folder / f"random-state-{rank:05d}.safetensors")
+    plain: dict[str, Any] = {"ranks": ranks, "skipped_in_a_row": learner.skipped_in_a_row, "round": None}
+    if progress is None:
+        return plain
+    names = sorted(learner.opponent_weights())[rank::ranks]
+    share = {name: learner.opponent_weights()[name].cpu().contiguous() for name in names}
+    save_file(share, folder / f"opponent-{rank:05d}.safetensors")
+    if rank == 0:
+        save_file(_round_tensors(learner, progress.tail), folder / "round.safetensors")
+    return plain | {"round": asdict(progress.round), "steps": progress.steps, "step": progress.step}
+
+
+def load_learner(learner: SelfPlayLearner, plain: dict[str, Any], folder: Path) -> RoundProgress | None:
+    """Set what `save_learner` wrote and returned; returns how far the round is.
+
+    Collective. Ranks, ZeRO stage and micro-batches may differ from those that saved; bit-identical results
+    need the same. Raises `CheckpointError` if the state is not that of this model.
+    """
+    load_training_state(learner.engine, folder)
+    if plain["ranks"] == dist.get_world_size():
+        load_random_state(folder / f"random-state-{dist.get_rank():05d}.safetensors")
+    learner.skipped_in_a_row = plain["skipped_in_a_row"]
+    if plain["round"] is None:
+        return None
+    progress = RoundProgress(Round(**plain["round"]), plain["steps"], plain["step"])
+    learner.start_round(progress.round.iteration, progress.steps)
+    for _ in range(progress.step):
+        learner.lr_scheduler.step()
+    _load_opponent(learner, [folder / f"opponent-{rank:05d}.safetensors" for rank in range(plain["ranks"])])
+    with safe_open(folder / "round.safetensors", "pt") as file:
+        ids, references = file.get_tensor("prompt_ids"), file.get_tensor("references")
+        learner.references.update(zip(ids.tolist(), references, strict=True))
+        for table in file.get_tensor("tail").split(file.get_tensor("tail_sizes").tolist()):
+            progress.tail.add(BatchRows(table))
+    return progress
+
+
+def _round_tensors(learner: SelfPlayLearner, tail: RoundTail) -> dict[str, torch.Tensor]:
+    return {
+        "prompt_ids": torch.tensor(list(learner.references)),
+        "references": torch.stack(list(learner.references.values())),
+        "tail": torch.cat([rows.table for rows in tail.rows]),
+        "tail_sizes": torch.tensor([len(rows) for rows in tail.rows]),
+    }
+
+
+def _load_opponent(learner: SelfPlayLearner, files: list[Path]) -> None:
+    missing = dict(learner.opponent_weights())
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if name not in missing:
+                    raise CheckpointError(f"{path}: the model has no parameter {name}.")
+                missing.pop(name).copy_(file.get_tensor(name))
+    if missing:
+        raise CheckpointError(f"{files[0].parent}: the opponent's {', '.join(missing)} is missing.")

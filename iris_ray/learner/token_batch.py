@@ -1,0 +1,115 @@
+"""Prompts and their responses laid out as tensors.
+
+Shapes: B rows of T tokens, R response tokens, S sequences (a prompt with one of its responses).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+
+from iris_ray.learner.shared_prompts import SharedPrompts
+
+PAD = 0  # any token id: what stands on it is never looked at
+
+
+class PromptGroup(NamedTuple):
+    """A prompt and the responses to it, as token ids."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What a forward pass needs of some prompt groups.
+
+    The r-th response token is `labels_R[r]`, belongs to sequence `sequences_R[r]` and is predicted at
+    position `predictors_R[r]` of the flattened rows. Sequences count group by group, response by response.
+    `shared` tells who may look at whom where responses share their prompt's tokens.
+    """
+
+    tokens_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    predictors_R: torch.Tensor
+    labels_R: torch.Tensor
+    sequences_R: torch.Tensor
+    sequences: int
+    shared: SharedPrompts | None = None
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The same on `device`."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor | SharedPrompts)
+        }
+        return TokenBatch(**{field.name: getattr(self, field.name) for field in fields(self)} | moved)
+
+    def sum_by_sequence(self, values_R: torch.Tensor) -> torch.Tensor:
+        """Sums over the tokens of each response: (S,) float64."""
+        sums_S = torch.zeros(self.sequences, dtype=torch.float64, device=values_R.device)
+        return sums_S.index_add(0, self.sequences_R, values_R.double())
+
+
+def pack(groups: Sequence[PromptGroup]) -> TokenBatch:
+    """One row without padding: each prompt once, its responses behind it, blind to each other.
+
+    Positions start anew behind the prompt for every response.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    predictors: list[int] = []
+    spans: list[tuple[range, range]] = []
+    for prompt, responses in groups:
+        prompt_span = range(len(tokens), len(tokens) + len(prompt))
+        tokens += prompt
+        positions += range(len(prompt))
+        for response in responses:
+            span = range(len(tokens), len(tokens) + len(response))
+            tokens += response
+            positions += range(len(prompt), len(prompt) + len(response))
+            predictors += [prompt_span[-1], *span[:-1]]
+            spans.append((prompt_span, span))
+    return TokenBatch(
+        tokens_BT=torch.tensor([tokens]),
+        positions_BT=torch.tensor([positions]),
+        predictors_R=torch.tensor(predictors),
+        labels_R=_labels(groups),
+        sequences_R=_sequences(groups),
+        sequences=len(spans),
+        shared=SharedPrompts.of(spans, len(tokens)),
+    )
+
+
+def pad(groups: Sequence[PromptGroup]) -> TokenBatch:
+    """One row a sequence, padded on the right, where a causal model cannot see it.
+
+    Takes more tokens than `pack`, but asks nothing of the model.
+    """
+    rows = [(prompt, response) for prompt, responses in groups for response in responses]
+    length = max(len(prompt) + len(response) for prompt, response in rows)
+    tokens_BT = torch.full((len(rows), length), PAD)
+    predictors = []
+    for row, (prompt, response) in enumerate(rows):
+        end = len(prompt) + len(response)
+        tokens_BT[row, :end] = torch.tensor(prompt + response)
+        predictors += range(row * length + len(prompt) - 1, row * length + end - 1)
+    return TokenBatch(
+        tokens_BT=tokens_BT,
+        positions_BT=torch.arange(length).expand(len(rows), -1),
+        predictors_R=torch.tensor(predictors),
+        labels_R=_labels(groups),
+        sequences_R=_sequences(groups),
+        sequences=len(rows),
+    )
+
+
+def _labels(groups: Sequence[PromptGroup]) -> torch.Tensor:
+    return torch.tensor([token for _, responses in groups for response in responses for token in response])
+
+
+def _sequences(groups: Sequence[PromptGroup]) -> torch.Tensor:
+    lengths = torch.tensor([len(response) for _, responses in groups for response in responses])
+    return torch.arange(len(lengths)).repeat_interleave(lengths)

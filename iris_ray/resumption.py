@@ -1,0 +1,51 @@
+"""Going on with a run that ended before its time."""
+
+from typing import Any
+
+from iris_ray.config import RunConfig
+from iris_ray.errors import ConfigError
+from iris_ray.run_folder import RunFolder
+
+# What the work done so far rests on: with another value the rest would be another run.
+FIXED = (
+    "run.seed",
+    "run.plugins",
+    "model.",
+    "data.",
+    "objective.",
+    "alpha.",
+    "schedule.epochs",
+    "schedule.prompts_per_iteration",
+    "schedule.refresh",
+    "generation.temperature",
+    "generation.top_p",
+    "learner.batch_size",
+    "learner.optimizer",
+    "checkpoint.storage",
+)
+
+
+def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
+    """The run's configuration with `overrides`, kept in its folder.
+
+    Raises `ConfigError` for settings that the work done so far rests on.
+    """
+    before = folder.read_config()
+    after = folder.read_config(overrides)
+    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field) and field.startswith(FIXED):
+            raise ConfigError(
+                f"{field}: {new.get(field)!r} does not fit: so far the run was played with {old.get(field)!r}. "
+                "Leave it as it was, or start a new run from model.path=<a checkpoint that was exported>."
+            )
+    folder.config.write_text(after.to_yaml())
+    return after
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat

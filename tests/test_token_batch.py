@@ -1,0 +1,150 @@
+"""Prompts and responses laid out as tensors, and attention over a row in which responses share a prompt."""
+
+from itertools import accumulate, chain, pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from iris_ray.learner.shared_prompts import NOWHERE, SHORTEST, shared_prompt_attention
+from iris_ray.learner.token_batch import PAD, PromptGroup, TokenBatch, pack, pad
+
+EXAMPLE = [PromptGroup([1, 2], [[3, 4, 5], [6]]), PromptGroup([7], [[8, 9]])]
+
+token_lists = st.lists(st.integers(1, 99), min_size=1, max_size=12)
+prompt_groups = st.lists(
+    st.builds(PromptGroup, token_lists, st.lists(token_lists, min_size=1, max_size=3)), min_size=1, max_size=4
+)
+
+
+def test_a_packed_row_holds_each_prompt_once():
+    batch = pack(EXAMPLE)
+    assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 2]]
+    assert batch.predictors_R.tolist() == [1, 2, 3, 1, 6, 7]
+    assert batch.labels_R.tolist() == [3, 4, 5, 6, 8, 9]
+    assert batch.sequences_R.tolist() == [0, 0, 0, 1, 2, 2]
+    assert batch.sequences == 3
+
+
+def test_padded_rows_hold_a_sequence_each():
+    batch = pad(EXAMPLE)
+    assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 5], [1, 2, 6, PAD, PAD], [7, 8, 9, PAD, PAD]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert batch.predictors_R.tolist() == [1, 2, 3, 6, 10, 11]
+    assert batch.shared is None
+
+
+def test_sequences_stand_longest_first_with_those_of_similar_length():
+    shared = pack(EXAMPLE).shared
+    assert shared.groups == ((1, 5), (2, 3))
+    assert shared.rows_Z.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8]
+    first_prompt = [[0, 5], [1, 6]]
+    assert shared.places_TK.tolist() == [*first_prompt, *([n, NOWHERE] for n in (2, 3, 4, 7, 8, 9, 10))]
+    assert shared.sources_Z.tolist() == [0, 1, 2, 3, 4, NOWHERE, NOWHERE, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("layout", [pack, pad])
+@given(groups=prompt_groups)
+def test_every_response_token_is_predicted_at_the_one_before_it(layout, groups):
+    batch = layout(groups)
+    sequences = [(prompt, response) for prompt, responses in groups for response in responses]
+    tokens, positions = batch.tokens_BT.flatten(), batch.positions_BT.flatten()
+    before = [token for prompt, response in sequences for token in [prompt[-1], *response[:-1]]]
+    assert tokens[batch.predictors_R].tolist() == before
+    assert positions[batch.predictors_R].tolist() == [
+        len(prompt) - 1 + n for prompt, response in sequences for n in range(len(response))
+    ]
+    assert batch.labels_R.tolist() == [token for _, response in sequences for token in response]
+    assert batch.sequences == len(sequences)
+    lengths = batch.sum_by_sequence(torch.ones(len(batch.labels_R)))
+    assert lengths.dtype == torch.float64
+    assert lengths.tolist() == [len(response) for _, response in sequences]
+
+
+@given(prompt_groups)
+def test_a_packed_row_has_no_token_twice_and_no_padding(groups):
+    pieces = [[prompt, *responses] for prompt, responses in groups]
+    assert pack(groups).tokens_BT.tolist() == [list(chain(*chain(*pieces)))]
+
+
+@given(prompt_groups)
+def test_each_sequence_is_spread_out_whole_and_once(groups):
+    batch = pack(groups)
+    expected = sorted(
+        ([*prompt, *response] for prompt, responses in groups for response in responses),
+        key=len,
+        reverse=True,
+    )
+    assert [count for count, _ in batch.shared.groups] == [len(part) for part in _parts(batch, expected)]
+    for (_, length), part, rows in zip(
+        batch.shared.groups, _parts(batch, expected), _spread(batch), strict=True
+    ):
+        assert length == max(map(len, part))
+        assert min(map(len, part)) >= SHORTEST * length
+        # Sequences of one length stand in the row's order.
+        assert [row[: len(each)] for row, each in zip(rows, part, strict=True)] == part
+
+
+def _parts(batch: TokenBatch, sequences: list[list[int]]) -> list[list[list[int]]]:
+    ends = accumulate((count for count, _ in batch.shared.groups), initial=0)
+    return [sequences[start:end] for start, end in pairwise(ends)]
+
+
+def _spread(batch: TokenBatch) -> list[list[list[int]]]:
+    """The tokens of each group's sequences."""
+    sizes = [count * length for count, length in batch.shared.groups]
+    parts = batch.tokens_BT[0, batch.shared.rows_Z].split(sizes)
+    return [part.view(group).tolist() for part, group in zip(parts, batch.shared.groups, strict=True)]
+
+
+@given(prompt_groups)
+def test_places_lead_back_to_their_tokens(groups):
+    shared = pack(groups).shared
+    copies = [
+        times
+        for prompt, responses in groups
+        for times in [len(responses)] * len(prompt) + [1] * len(list(chain(*responses)))
+    ]
+    assert shared.places_TK.ne(NOWHERE).sum(1).tolist() == copies
+    places = [[place for place in row if place != NOWHERE] for row in shared.places_TK.tolist()]
+    assert [row + [NOWHERE] * (max(copies) - len(row)) for row in places] == shared.places_TK.tolist()
+    assert len(set(chain(*places))) == sum(copies)
+    for token, row in enumerate(places):
+        assert shared.rows_Z[row].tolist() == [token] * len(row)
+        assert shared.sources_Z[row].tolist() == [token] + [NOWHERE] * (len(row) - 1)
+    assert shared.sources_Z.ne(NOWHERE).sum() == len(copies)
+
+
+@settings(max_examples=40)
+@given(groups=prompt_groups, kv_heads=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
+def test_attention_and_its_gradients_are_those_of_sequences_apart(groups, kv_heads, seed):
+    batch, random = pack(groups), torch.Generator().manual_seed(seed)
+    tokens, module = batch.tokens_BT.shape[1], SimpleNamespace(num_key_value_groups=4 // kv_heads)
+    inputs = [
+        torch.randn(1, heads, tokens, size, dtype=torch.float64, generator=random, requires_grad=True)
+        for heads, size in ((4, 6), (kv_heads, 6), (kv_heads, 3))
+    ]
+    together, _ = shared_prompt_attention(module, *inputs, None, shared_prompts=batch.shared, scaling=0.3)
+
+    apart = torch.full_like(together, torch.nan)
+    start = 0
+    for prompt, responses in groups:
+        response_start = start + len(prompt)
+        for response in responses:
+            own = [*range(start, start + len(prompt)), *range(response_start, response_start + len(response))]
+            query, key, value = (tensor[:, :, own] for tensor in inputs)
+            out = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=0.3, enable_gqa=True
+            )
+            apart = apart.index_copy(1, torch.tensor(own), out.transpose(1, 2))
+            response_start += len(response)
+        start = response_start
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)
+    weights = torch.randn(together.shape, dtype=torch.float64, generator=random)
+    grads, expected = (torch.autograd.grad((weights * out).sum(), inputs) for out in (together, apart))
+    for grad, right in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, right, rtol=0, atol=1e-11)
