@@ -76,6 +76,27 @@ def run(
         _print_next_steps(play.config, recipe, overrides or [])
 
 
+@app.command(epilog="Example: iris-ray export runs/demo --checkpoint 2")
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    checkpoint: Annotated[
+        int | None,
+        typer.Option(metavar="ITERATION", help="Its newest checkpoint. By default the newest of all."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="By default in exports/ of the run folder.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged.")] = False,
+) -> None:
+    """Make a model in Hugging Face format of a run's checkpoint."""
+    from iris_ray.export import export_checkpoint
+
+    folder = export_checkpoint(run_folder, checkpoint, out, adapter=adapter)
+    console.print(f"The model lies in {folder}", highlight=False, soft_wrap=True)
+    how = f"To load it: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    console.print(how, highlight=False, soft_wrap=True)
+
+
 def _print_plan(config: RunConfig) -> None:
     from iris_ray.preparation import check_names, prepare
     from iris_ray.resources import GIB, needs

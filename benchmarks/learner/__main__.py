@@ -46,6 +46,7 @@ def benchmark(
     threads: Annotated[int | None, typer.Option(min=1, help="All cores unless told.")] = None,
     dtypes: Annotated[str, typer.Option(help="bf16, fp32 or both; curves take bf16 unless told.")] = "",
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="learner.compile")] = True,
+    peer_compile: Annotated[bool, typer.Option(help="Compiled TRL, too: minutes to start.")] = False,
     zero_stage: Annotated[int, typer.Option(min=0, max=3, help="learner.zero_stage")] = 2,
     results: Annotated[Path, typer.Option(help="CSV file of curves; figures go beside it.")] = CURVES,
 ) -> None:
@@ -68,7 +69,13 @@ def benchmark(
         pairs=pairs,
     )
     settings = Settings(
-        workload, threads or len(os.sched_getaffinity(0)), steps, repeats, compiled, zero_stage
+        workload=workload,
+        threads=threads or len(os.sched_getaffinity(0)),
+        steps=steps,
+        repeats=repeats,
+        compile=compiled,
+        zero_stage=zero_stage,
+        peer_compile=peer_compile,
     )
     chosen = _dtypes(dtypes or ("bf16" if curves else "bf16,fp32"))
     if not profile and importlib.util.find_spec("trl") is None:
@@ -107,6 +114,7 @@ def _report(settings: Settings, dtypes: list[DType], say: Say) -> dict[str, Any]
         "steps_per_block": settings.steps,
         "repeats": settings.repeats,
         "learner": {"compile": settings.compile, "zero_stage": settings.zero_stage},
+        "peer_compile": settings.peer_compile,
         "dtypes": {dtype: measure(settings, dtype, say) for dtype in dtypes},
     }
 
@@ -132,7 +140,7 @@ def _draw(results: Path) -> None:
 def _profile(settings: Settings, dtypes: list[DType], say: Say) -> None:
     for dtype in dtypes:
         say(f"{dtype}: profiling")
-        with WorkerProcess(settings.job("ours", dtype)) as worker:
+        with WorkerProcess(settings.jobs(dtype)[0]) as worker:
             worker.answer()
             typer.echo(f"\n{dtype}:\n\n{profile_table(worker.ask('profile')['seconds'])}")
 

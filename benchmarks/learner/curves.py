@@ -19,8 +19,8 @@ VALUES = {
 REPEATS = 3
 BATCH_TOKENS = 2048  # of the curve over lengths: prompt and one response, summed over pairs
 BATCH_PAIRS = 8  # of the other curves
-BLOCK_GFLOP = 60.0  # about a second or two of our step
-MOST_STEPS = 8
+BLOCK_GFLOP = 120.0  # about a second of our steps on two cores
+LEAST_STEPS, MOST_STEPS = 2, 8
 
 SPREADS = (
     *("pairs_per_s", "with_reference_pairs_per_s", "peer_pairs_per_s"),
@@ -69,7 +69,7 @@ class Point:
     def steps(self) -> int:
         """Steps of a block: fewer where one takes longer."""
         gflop = needed_flops(self.workload, self.workload.batches(1)[0]).total / 1e9
-        return min(MOST_STEPS, max(1, round(BLOCK_GFLOP / gflop)))
+        return min(MOST_STEPS, max(LEAST_STEPS, round(BLOCK_GFLOP / gflop)))
 
 
 def points() -> Iterator[Point]:

@@ -9,6 +9,7 @@ from benchmarks.learner.workload import DType, Workload
 # `ours`: SelfPlayLearner. `mixed`: DPOTrainer as it comes, float32 weights under bfloat16 autocast.
 # `plain`: DPOTrainer with weights in the benchmark's number format, and no autocast.
 Side = Literal["ours", "mixed", "plain"]
+PRECOMPUTED = "-precomputed"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Job:
     blocks: int
     workload: Workload = field(default_factory=Workload)
     compile: bool = True
-    """`ours`: torch.compile."""
+    """`ours`: `learner.compile`. `mixed` and `plain`: the trainer's `torch_compile`."""
     zero_stage: int = 0
     """`ours`: ZeRO stage of DeepSpeed."""
     precomputed: bool = False
@@ -34,7 +35,10 @@ class Job:
 
     @property
     def name(self) -> str:
-        return self.side + ("-precomputed" if self.precomputed else "")
+        """`ours`, or how the peer trains, for instance `mixed-compiled-precomputed`."""
+        if self.side == "ours":
+            return self.side
+        return self.side + "-compiled" * self.compile + PRECOMPUTED * self.precomputed
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from statistics import median
 from typing import Any
 
 from benchmarks.learner.arithmetic import needed_flops
-from benchmarks.learner.job import Job, Side
+from benchmarks.learner.job import PRECOMPUTED, Job, Side
 from benchmarks.learner.worker_process import WorkerProcess
 from benchmarks.learner.workload import DType, Workload
 
@@ -32,19 +33,27 @@ class Settings:
     every_peer: bool = True
     """Measure all of the peer's ways to train, not only its own."""
 
-    def job(self, side: Side, dtype: DType, precomputed: bool = False) -> Job:
-        """What a worker of this measurement is told."""
-        return Job(
-            side,
-            dtype,
-            self.threads,
-            self.steps,
-            self.repeats,
-            self.workload,
-            self.compile,
-            self.zero_stage,
-            precomputed,
+    peer_compile: bool = False
+    """Measure each of the peer's ways with `torch_compile`, too: the start then takes minutes."""
+
+    def jobs(self, dtype: DType) -> list[Job]:
+        """Our side, then all ways of the peer."""
+        ours = Job(
+            side="ours",
+            dtype=dtype,
+            threads=self.threads,
+            steps=self.steps,
+            blocks=self.repeats,
+            workload=self.workload,
+            compile=self.compile,
+            zero_stage=self.zero_stage,
         )
+        sides = PEERS[dtype] if self.every_peer else PEERS[dtype][:1]
+        ways = product((False, True)[: 1 + self.precomputed], (False, True)[: 1 + self.peer_compile], sides)
+        return [ours] + [
+            replace(ours, side=side, compile=compiled, precomputed=precomputed)
+            for precomputed, compiled, side in ways
+        ]
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,8 @@ class Blocks:
 
 def measure(settings: Settings, dtype: DType, say: Say) -> dict[str, Any]:
     """The report for one number format. Raises `WorkerFailed`."""
-    sides = PEERS[dtype] if settings.every_peer else PEERS[dtype][:1]
-    ways = (False, True) if settings.precomputed else (False,)
-    jobs = [settings.job("ours", dtype)]
-    jobs += [settings.job(side, dtype, way) for way in ways for side in sides]
-    blocks = _play(jobs, settings, lambda text: say(f"{dtype}: {text}"))
-    return summarise(settings, dtype, blocks)
+    blocks = _play(settings.jobs(dtype), settings, lambda text: say(f"{dtype}: {text}"))
+    return summarise(settings, blocks)
 
 
 def _play(jobs: list[Job], settings: Settings, say: Say) -> Blocks:
@@ -101,7 +106,7 @@ def _play(jobs: list[Job], settings: Settings, say: Say) -> Blocks:
     return Blocks(rates, matrix, memory)
 
 
-def summarise(settings: Settings, dtype: DType, blocks: Blocks) -> dict[str, Any]:
+def summarise(settings: Settings, blocks: Blocks) -> dict[str, Any]:
     """Medians over repeats, each with its least and greatest value.
 
     Ratios are taken repeat by repeat: `ratio` of our step with known references to TRL's step as it comes,
@@ -126,24 +131,21 @@ def summarise(settings: Settings, dtype: DType, blocks: Blocks) -> dict[str, Any
     report |= _spread("with_reference_pairs_per_s", ours_scoring)
     report |= _spread("peak_fraction", (rate * per_pair / peak for rate in ours))
     sides = {"ours": "ours"}
-    for kind, prefix in (("", "peer"), ("-precomputed", "peer_precomputed")):
-        names = [side + kind for side in PEERS[dtype] if side + kind in blocks.rates]
+    peers = [name for name in blocks.rates if not name.startswith("ours")]
+    for precomputed, prefix in ((False, "peer"), (True, "peer_precomputed")):
+        names = [name for name in peers if name.endswith(PRECOMPUTED) == precomputed]
         if not names:
             continue
         sides[prefix] = fastest = max(names, key=lambda name: median(blocks.rates[name]))
         peer = blocks.rates[fastest]
         report[prefix] = fastest
         report |= _spread(f"{prefix}_pairs_per_s", peer)
-        if kind:
+        if precomputed:
             report |= _spread("precomputed_ratio", _ratios(ours, peer))
         else:
             report |= _spread("ratio", _ratios(ours, peer))
             report |= _spread("with_reference_ratio", _ratios(ours_scoring, peer))
-    report["peers"] = {
-        name: _spread("pairs_per_s", rates)
-        for name, rates in blocks.rates.items()
-        if not name.startswith("ours")
-    }
+    report["peers"] = {name: _spread("pairs_per_s", blocks.rates[name]) for name in peers}
     report["peak_memory_mib"] = {key: blocks.memory[name]["peak"] for key, name in sides.items()}
     report["imported_memory_mib"] = {key: blocks.memory[name]["imported"] for key, name in sides.items()}
     return report

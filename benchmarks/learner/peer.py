@@ -92,7 +92,7 @@ def _arguments(job: Job, folder: str, steps: int) -> DPOConfig:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        torch_compile=bool(__import__("os").environ.get("PC")),
+        torch_compile=job.compile,
         dataloader_pin_memory=False,
     )
 
