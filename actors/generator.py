@@ -8,13 +8,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import ray
+import torch
 
 from actors import names
 from actors.sample_buffer import Lease, RoundKey, Task
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, Update
 from iris_ray.generation.in_flight import InFlight
+from iris_ray.weights.buckets import unpack_tensors
 from iris_ray.weights.manifest import WeightManifest
 from iris_ray.weights.parity import check_parity
 
@@ -127,19 +130,31 @@ class Generator:
         begin = time.monotonic()
         async with asyncio.timeout(self.config.sync.timeout_s):
             arrays = await asyncio.gather(*[bucket.data for bucket in manifest.buckets])
-            # The engine's process maps the files: in shared memory that is no copy and no disk.
-            with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-                buckets = []
-                for index, (array, bucket) in enumerate(zip(arrays, manifest.buckets, strict=True)):
-                    path = Path(folder) / str(index)
-                    array.tofile(path)
-                    buckets.append((path, bucket.tensors))
-                paused = await self.engine.load_weights(manifest.version, buckets)
+            load = self._load_adapter if self.config.model.lora else self._load_model
+            paused = await load(manifest, arrays)
             logprobs = await self.engine.logprobs(manifest.probe.sequences)
         difference = check_parity(manifest.probe, logprobs, self.config, self.name, manifest.version)
         self.version, self.serial = manifest.version, manifest.serial
         update = Update(self.name, self.version, time.monotonic() - begin, paused, difference)
         await self.controller.record_update.remote(update)
+
+    async def _load_model(self, manifest: WeightManifest, arrays: list[np.ndarray]) -> float:
+        # The engine's process maps the files: in shared memory that is no copy and no disk.
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+            buckets = []
+            for index, (array, bucket) in enumerate(zip(arrays, manifest.buckets, strict=True)):
+                path = Path(folder) / str(index)
+                array.tofile(path)
+                buckets.append((path, bucket.tensors))
+            return await self.engine.load_weights(manifest.version, buckets)
+
+    async def _load_adapter(self, manifest: WeightManifest, arrays: list[np.ndarray]) -> float:
+        tensors = [
+            named
+            for array, bucket in zip(arrays, manifest.buckets, strict=True)
+            for named in unpack_tensors(torch.from_numpy(array.copy()), bucket.tensors)
+        ]
+        return await self.engine.load_adapter(manifest.version, tensors)
 
     async def status(self) -> dict:
         return {

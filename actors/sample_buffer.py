@@ -99,9 +99,9 @@ class SampleBuffer:
             self.books = LedgerCounts(**state["books"]) if state else LedgerCounts()
             self.going_back, self.initial, self.restored_pairs = state or {}, {}, {}
             # What this very round's opponent has written since the checkpoint is still good.
-            if self.current and state and state["round"]:
-                if state["round"]["iteration"] == self.current.round.iteration:
-                    self.restored_pairs = self.current.by_position()
+            goes_back_to = state["round"]["iteration"] if state and state["round"] else None
+            if self.current and self.current.round.iteration == goes_back_to:
+                self.restored_pairs = self.current.by_position()
             self.current = None
 
     async def restore_pairs(self, pairs: list[tuple[int, SelfPlayPair]], initial: bool) -> None:

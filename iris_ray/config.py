@@ -316,6 +316,11 @@ class RunConfig(Section):
                 f"generation.max_ahead ({ahead}) must be at least learner.batch_size ({batch}), "
                 "or the first batch is never complete"
             )
+        if self.model.lora and self.generation.num_gpus and self.model.dtype == "float32":
+            raise ValueError(
+                "model.lora with generation.num_gpus needs model.dtype=bfloat16: vLLM's adapters know no "
+                "float32 on GPUs"
+            )
         if self.data.holdout == 0 and self.model.scratch and self.model.scratch.stop_at_exact_match:
             raise ValueError("model.scratch.stop_at_exact_match needs held-out prompts: raise data.holdout")
         return self

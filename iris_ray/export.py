@@ -7,13 +7,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import LoraConfig, PeftModel
 from pyarrow import fs
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from iris_ray.checkpoints import STATE, CheckpointStorage, StoredCheckpoint, read_state
 from iris_ray.config import RunConfig
@@ -60,9 +61,11 @@ def export_checkpoint(
     with _folder_beside(out) as scratch:
         fetch = partial(_local, storage.filesystem, found, scratch)
         model, tokenizer = _start(folder, config)
+        lora = config.model.lora
+        adapted = add_adapter(model, lora, config.run.seed) if lora else None  # changes `model` itself
         state = _restore(model, fetch, found)
         part = scratch / "model"
-        _save(model, config, part, adapter)
+        _save(model, adapted, part, adapter)
         tokenizer.save_pretrained(part)
         history = _history(folder, state)
         report = _data_report(folder)
@@ -71,8 +74,8 @@ def export_checkpoint(
     return out
 
 
-def _start(folder: RunFolder, config: RunConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model that the run started from, with the adapter that it trains, and its tokenizer."""
+def _start(folder: RunFolder, config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that the run started from, and its tokenizer."""
     path, trust = config.model.path or str(folder.start), config.model.trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
@@ -84,7 +87,7 @@ def _start(folder: RunFolder, config: RunConfig) -> tuple[nn.Module, PreTrainedT
         ) from error
     # As the learner does it: every parameter, also those that the model would keep in float32.
     nn.Module.to(model, getattr(torch, config.model.dtype))
-    return add_adapter(model, config.model.lora, config.run.seed) if config.model.lora else model, tokenizer
+    return model, tokenizer
 
 
 def _restore(model: nn.Module, fetch: Fetch, found: StoredCheckpoint) -> dict[str, Any]:
@@ -128,16 +131,14 @@ def _set_weights(
         )
 
 
-def _save(model: Any, config: RunConfig, folder: Path, adapter: bool) -> None:
-    if config.model.lora is None:
+def _save(model: PreTrainedModel, adapted: PeftModel | None, folder: Path, adapter: bool) -> None:
+    if adapted is None:
         model.save_pretrained(folder)
-        return
-    if not adapter:
-        weights = merged_state_dict(model)
-        model.get_base_model().save_pretrained(folder, state_dict=weights)
-        return
-    described = replace(model.peft_config[POLICY], inference_mode=True)
-    write_adapter(folder, described, adapter_tensors(model))
+    elif adapter:
+        config = replace(cast(LoraConfig, adapted.peft_config[POLICY]), inference_mode=True)
+        write_adapter(folder, config, adapter_tensors(adapted))
+    else:
+        model.save_pretrained(folder, state_dict=merged_state_dict(adapted))
 
 
 def _history(folder: RunFolder, state: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from iris_ray.plugins import configured_objective
 from iris_ray.report import share
 from iris_ray.versions import versions
 
+FILES = {".jsonl", ".json", ".csv", ".parquet"}  # never names on the hub, even where they are not at hand
+
 TEMPLATE = """---
 {{ card_data }}
 ---
@@ -62,9 +64,8 @@ def write_model_card(
     which = f"checkpoint `{checkpoint}`" if checkpoint else "the end"
     what = "A LoRA adapter that came from" if adapter else "The model that came from"
     text = (
-        f"{what} {start} by self-play fine-tuning with iris-ray: in each iteration it was trained to tell "
-        "the annotated responses from those that it wrote itself at the iteration's beginning. "
-        f"This is {which} of run `{config.run.name}`."
+        f"{what} {start} by self-play fine-tuning with iris-ray: in each iteration it was trained against "
+        f"a frozen copy of itself, its opponent. This is {which} of run `{config.run.name}`."
     )
     has_order = _has_order(config)
     card = ModelCard.from_template(
@@ -134,7 +135,7 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
 
 def _hub_name(path: str | None) -> str | None:
     """`path`, if it is a name on the hub: the hub's metadata knows no folders of ours."""
-    if path is None or Path(path).expanduser().exists():
+    if path is None or Path(path).suffix in FILES or Path(path).expanduser().exists():
         return None
     try:
         validate_repo_id(path)

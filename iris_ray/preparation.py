@@ -16,6 +16,7 @@ from iris_ray.data.sources import HUB_TIMEOUT_S
 from iris_ray.errors import ModelError, RunFolderError
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
+from iris_ray.lora import target_modules
 from iris_ray.plugins import configured_objective
 from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.model import build_model
@@ -55,6 +56,8 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         tokenizer = train_tokenizer(texts, config.model.scratch.vocab_size)
         with torch.device("meta"):
             model = build_model(config.model.scratch, tokenizer, config.max_length, config.run.seed)
+        if config.model.lora:
+            target_modules(model, config.model.lora)
         parameters = model.num_parameters()
     else:
         parameters = count_parameters(config)
@@ -156,6 +159,8 @@ def count_parameters(config: RunConfig) -> int:
             f"{config.data.max_response_tokens} need a context of {config.max_length} tokens, but "
             f"{config.model.path} has {context}. Lower them."
         )
+    if config.model.lora:
+        target_modules(model, config.model.lora)
     return model.num_parameters()
 
 

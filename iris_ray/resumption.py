@@ -36,7 +36,7 @@ def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field) and field.startswith(FIXED):
             raise ConfigError(
-                f"{field}: {new.get(field)!r} does not fit: so far the run was played with {old.get(field)!r}. "
+                f"{field}: {new.get(field)!r} does not fit: the run was played with {old.get(field)!r}. "
                 "Leave it as it was, or start a new run from model.path=<a checkpoint that was exported>."
             )
     folder.config.write_text(after.to_yaml())

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from iris_ray.learner import sequence_scorer, shared_prompts
 from iris_ray.learner.compilation import compile_layers
-from iris_ray.learner.sequence_scorer import LOGITS_BYTES, SequenceScorer
+from iris_ray.learner.sequence_scorer import SequenceScorer
 from iris_ray.learner.shared_prompts import _matmul_attention
-from iris_ray.learner.token_batch import PromptGroup, TokenBatch
+from iris_ray.learner.token_batch import PromptGroup
 
 MAX_LENGTH = 40
 

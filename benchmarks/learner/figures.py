@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from benchmarks.learner.curves import VALUES, Row, load
 
 TITLES = {
-    "length": "tokens of prompt and response, mean",
+    "length": "mean tokens of a sequence",
     "vocab": "vocabulary",
     "hidden": "hidden size",
 }
@@ -60,11 +60,13 @@ def _draw(rows: list[Row], title: str, path: Path) -> None:
         axis.set_xticks(ticks, [f"{tick / 1000:.0f}k" if tick >= 4000 else str(tick) for tick in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
     axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes[0].yaxis.set_minor_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes[1].axhline(1, color="black", linewidth=0.8)
-    axes[1].set_ylim(bottom=0)
+    axes[1].set_ylim(0, 1.1 * max(1, axes[1].dataLim.y1))
     axes[2].set_ylim(0, 1)
     axes[2].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
-    axes[3].set_ylim(bottom=0)
+    axes[3].set_ylim(0, 1.1 * axes[3].dataLim.y1)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)

@@ -66,8 +66,11 @@ class OurSide:
 
     def _step(self, pairs: list[SelfPlayPair]) -> float:
         start = time.perf_counter()
-        self.learner.step(pairs, ALPHA)
-        return time.perf_counter() - start
+        report = self.learner.step(pairs, ALPHA).report
+        seconds = time.perf_counter() - start
+        # A step that skips its backward pass would look fast.
+        assert not report.skipped, report
+        return seconds
 
 
 def _config(job: Job) -> RunConfig:

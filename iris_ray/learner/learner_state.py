@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from iris_ray.errors import CheckpointError
 from iris_ray.game import Round
@@ -46,8 +46,11 @@ def save_learner(learner: SelfPlayLearner, progress: RoundProgress | None, folde
     plain: dict[str, Any] = {"ranks": ranks, "skipped_in_a_row": learner.skipped_in_a_row, "round": None}
     if progress is None:
         return plain
-    names = sorted(learner.opponent_weights())[rank::ranks]
-    share = {name: learner.opponent_weights()[name].cpu().contiguous() for name in names}
+    share = {
+        name: weight.cpu().clone()
+        for index, (name, weight) in enumerate(learner.weights(opponent=True))
+        if index % ranks == rank
+    }
     save_file(share, folder / f"opponent-{rank:05d}.safetensors")
     if rank == 0:
         save_file(_round_tensors(learner, progress.tail), folder / "round.safetensors")
@@ -89,12 +92,13 @@ def _round_tensors(learner: SelfPlayLearner, tail: RoundTail) -> dict[str, torch
 
 
 def _load_opponent(learner: SelfPlayLearner, files: list[Path]) -> None:
-    missing = dict(learner.opponent_weights())
+    saved: dict[str, torch.Tensor] = {}
     for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if name not in missing:
-                    raise CheckpointError(f"{path}: the model has no parameter {name}.")
-                missing.pop(name).copy_(file.get_tensor(name))
-    if missing:
-        raise CheckpointError(f"{files[0].parent}: the opponent's {', '.join(missing)} is missing.")
+        saved |= load_file(path)
+    names = {name for name, _ in learner.players.weights(opponent=True)}
+    if names != saved.keys():
+        raise CheckpointError(
+            f"{files[0].parent}: the opponent in it is not that of this model. Only one of the two has "
+            f"{', '.join(sorted(names ^ saved.keys())[:3])}."
+        )
+    learner.set_opponent(saved)

@@ -1,9 +1,10 @@
 """One rank of the learner: exact self-play steps on a DeepSpeed engine."""
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import deepspeed
 import torch
@@ -15,12 +16,11 @@ from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, StepReport
 from iris_ray.errors import IrisRayError
 from iris_ray.learner.batch_rows import KINDS, BatchRows
-from iris_ray.learner.compilation import compile_layers
 from iris_ray.learner.engine import build_engine, take_step
 from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.micro_batches import micro_batches
 from iris_ray.learner.optimizer import round_scheduler
-from iris_ray.learner.sequence_scorer import SequenceScorer
+from iris_ray.learner.players import build_players
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
 from iris_ray.plugins import configured_objective
@@ -49,20 +49,17 @@ class SelfPlayLearner:
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
         nn.Module.to(model, device, getattr(torch, config.model.dtype)).eval()
-        self.scorer = SequenceScorer.fastest(model, config.max_length)
-        self.opponent = copy.deepcopy(self.scorer).requires_grad_(False)
+        self.players = build_players(model, config)
         self.references: dict[int, torch.Tensor] = {}
         self.skipped_in_a_row = 0
-        if config.learner.compile:
-            compile_layers(model)
-            compile_layers(self.opponent.model)
-        self.engine, self.optimizer = build_engine(self.scorer, config.learner, config.model.dtype)
+        self.engine, self.optimizer = build_engine(self.players.scorer, config.learner, config.model.dtype)
+        self.gather = partial(
+            deepspeed.zero.GatheredParameters, modifier_rank=0, enabled=config.learner.zero_stage == 3
+        )
 
     def start_round(self, iteration: int, steps: int) -> None:
         """The current policy becomes the opponent; the learning rate's course begins anew."""
-        frozen = self.opponent_weights()
-        for name, weight in self.weights():
-            frozen[name].copy_(weight)
+        self.players.freeze(self.gather)
         self.references.clear()
         self.lr_scheduler = round_scheduler(self.optimizer, self.config.learner, iteration, steps)
 
@@ -74,14 +71,10 @@ class SelfPlayLearner:
         forward pass serves both.
         """
         self.score_references(pairs)
-        groups = self._micro_batches(pairs)
-        # Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank.
-        passes = max(1, largest_over_ranks(len(groups)))
-        batches = [self._lay_out([pairs[i] for i in group]) for group in groups]
-        batches += [self.scorer.lay_out([IDLE])] * (passes - len(groups))
-
+        groups, batches = self._passes(pairs)
+        one_pass = len(batches) == 1
         logprobs = torch.full((len(pairs), KINDS), torch.nan, dtype=torch.float64)
-        with torch.set_grad_enabled(passes == 1):
+        with torch.set_grad_enabled(one_pass):
             sums = [batch.sum_by_sequence(self.engine(batch)) for batch in batches]
         for group, scores_S in zip(groups, sums, strict=False):
             _put(logprobs, group, scores_S.detach())
@@ -95,7 +88,7 @@ class SelfPlayLearner:
         grad_norm = None
         if math.isfinite(loss):
             for index, batch in enumerate(batches):
-                scores_S = sums[index] if passes == 1 else batch.sum_by_sequence(self.engine(batch))
+                scores_S = sums[index] if one_pass else batch.sum_by_sequence(self.engine(batch))
                 if index < len(groups):
                     kinds = batch.sequences // len(groups[index])
                     weights_S = factors[mine][groups[index], :kinds].flatten().to(scores_S.device)
@@ -127,51 +120,59 @@ class SelfPlayLearner:
         """
         new = [pair for pair in pairs if pair.prompt_id not in self.references]
         scores = torch.full((len(new), KINDS), torch.nan, dtype=torch.float64)
-        for group in self._micro_batches(new):
-            batch = self._lay_out([new[i] for i in group])
-            _put(scores, group, batch.sum_by_sequence(self.opponent(batch)))
+        groups, batches = self._passes(new)
+        with self.players.opponent_scorer(self.engine) as opponent:
+            for index, batch in enumerate(batches):
+                scores_S = batch.sum_by_sequence(opponent(batch))
+                if index < len(groups):
+                    _put(scores, groups[index], scores_S)
         self.references |= zip([pair.prompt_id for pair in new], scores, strict=True)
 
-    def _micro_batches(self, pairs: Sequence[SelfPlayPair]) -> list[list[int]]:
-        return micro_batches([pair.num_tokens for pair in pairs], self.config.learner.micro_batch_tokens)
+    def _passes(self, pairs: Sequence[SelfPlayPair]) -> tuple[list[list[int]], list[TokenBatch]]:
+        """`pairs` in micro-batches, and their layouts, followed by idle ones up to other ranks' number.
 
-    def _lay_out(self, pairs: Sequence[SelfPlayPair]) -> TokenBatch:
-        return self.scorer.lay_out([PromptGroup(pair.prompt_tokens, pair.responses) for pair in pairs])
+        Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank.
+        """
+        limit = self.config.learner.micro_batch_tokens
+        groups = micro_batches([pair.num_tokens for pair in pairs], limit)
+        prompts = [PromptGroup(pair.prompt_tokens, pair.responses) for pair in pairs]
+        laid_out = [[prompts[i] for i in group] for group in groups]
+        laid_out += [[IDLE]] * (largest_over_ranks(len(groups)) - len(groups))
+        return groups, [self.players.scorer.lay_out(batch) for batch in laid_out]
 
     def weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """The policy's parameters, or the opponent's, under their Hugging Face names, whole on every rank.
+        """What is published of the policy, or of the opponent, whole on every rank: all weights, or those
+        of the adapter.
 
         A tied parameter comes once. Every rank must run through all of them (ZeRO-3 gathers).
         """
-        if opponent:
-            yield from self.opponent_weights().items()
-            return
-        policy: nn.Module = self.engine.module.model
-        for name, parameter in policy.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.learner.zero_stage == 3):
+        for name, parameter in self.players.weights(opponent):
+            with self.gather([parameter]):
                 yield name, parameter.detach()
 
-    def opponent_weights(self) -> dict[str, torch.Tensor]:
-        """The opponent's parameters under the same names, whole on every rank."""
-        return {name: parameter.data for name, parameter in self.opponent.model.named_parameters()}
+    def set_opponent(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replace the opponent's weights by those that `weights(opponent=True)` gave; every rank calls it."""
+        for name, parameter in self.players.weights(opponent=True):
+            with torch.no_grad(), self.gather([parameter]):
+                parameter.copy_(weights[name])
 
     @torch.no_grad()
     def token_logprobs(self, sequences: Sequence[list[int]], opponent: bool = False) -> list[list[float]]:
         """log p of every token but the first, in nats, for each token sequence."""
-        scorer = self.opponent if opponent else self.engine
-        batch = self.scorer.lay_out([PromptGroup(tokens[:1], [tokens[1:]]) for tokens in sequences])
-        lengths = [len(tokens) - 1 for tokens in sequences]
-        return [part.tolist() for part in scorer(batch).cpu().split(lengths)]
+        groups = [PromptGroup(tokens[:1], [tokens[1:]]) for tokens in sequences]
+        batch = self.players.scorer.lay_out(groups)
+        with self.players.opponent_scorer(self.engine) if opponent else nullcontext(self.engine) as scorer:
+            logprobs = scorer(batch)
+        return [part.tolist() for part in logprobs.cpu().split([len(tokens) - 1 for tokens in sequences])]
 
     def save(self, folder: str) -> None:
-        """Write the policy in Hugging Face format; every rank must call it, rank 0 writes."""
+        """Write the policy as a whole model in Hugging Face format; every rank calls it, rank 0 writes."""
         weights = {}
-        for name, weight in self.weights():
+        for name, weight in self.players.model_weights(self.gather):
             if dist.get_rank() == 0:
                 weights[name] = weight.cpu().clone()
         if dist.get_rank() == 0:
-            # The opponent's module lends its class and configuration: it is whole on every rank.
-            self.opponent.model.save_pretrained(folder, state_dict=weights)
+            self.players.model.save_pretrained(folder, state_dict=weights)
 
 
 def _report(

@@ -43,8 +43,9 @@ class SequenceScorer(nn.Module):
     def fastest(cls, model: PreTrainedModel, max_length: int) -> "SequenceScorer":
         """The fast ways that, tried on a few tokens, give what the model itself gives."""
         general = cls(model)
-        expected = general(general.lay_out(TRIAL))
-        plain = _agree(cls(model, plain_head=True), expected)
+        trial = general.lay_out(TRIAL)
+        expected = general(trial)
+        plain = _has_plain_head(model, trial) and _agree(cls(model, plain_head=True), expected)
         before = model.config._attn_implementation
         if knows_shared_prompts(model, max_length):
             sharing = cls(model, plain_head=plain, shares_prompts=True)
@@ -89,6 +90,30 @@ class SequenceScorer(nn.Module):
 def _logprobs(logits_RV: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
     wide = torch.promote_types(logits_RV.dtype, torch.float32)
     return -F.cross_entropy(logits_RV.to(wide), labels_R, reduction="none")
+
+
+def _has_plain_head(model: PreTrainedModel, batch: TokenBatch) -> bool:
+    """Whether the output layer gets the decoder's hidden states as they are, and its logits stay so too.
+
+    Compared bit for bit: what some models do to their logits (a soft cap) is small before training.
+    """
+    seen: dict[str, Any] = {}
+    hooks = [
+        model.get_decoder().register_forward_hook(
+            lambda _, given, made: seen.update(hidden=getattr(made, "last_hidden_state", None))
+        ),
+        model.get_output_embeddings().register_forward_hook(
+            lambda _, given, made: seen.update(given=given[0], made=made)
+        ),
+    ]
+    try:
+        logits = model(input_ids=batch.tokens_BT, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(seen) < 3 or seen["hidden"] is None:
+        return False
+    return torch.equal(seen["given"], seen["hidden"]) and torch.equal(logits, seen["made"].to(logits.dtype))
 
 
 def _agree(scorer: SequenceScorer, expected_R: torch.Tensor) -> bool:

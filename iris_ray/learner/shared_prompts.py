@@ -67,8 +67,10 @@ class SharedPrompts:
 
     def to(self, device: torch.device) -> "SharedPrompts":
         """The same on `device`."""
-        tensors = (self.rows_Z, self.places_TK, self.sources_Z)
-        return SharedPrompts(*(tensor.to(device) for tensor in tensors), self.groups)
+        rows_Z, places_TK, sources_Z = (
+            tensor.to(device) for tensor in (self.rows_Z, self.places_TK, self.sources_Z)
+        )
+        return SharedPrompts(rows_Z, places_TK, sources_Z, self.groups)
 
 
 def _rows_or_zero(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -128,7 +130,7 @@ def shared_prompt_attention(
     def spread(tensor: torch.Tensor) -> list[torch.Tensor]:
         _, heads, tokens, _ = tensor.shape
         rows_TD = tensor.transpose(1, 2).reshape(tokens, -1)
-        parts = _Spread.apply(rows_TD, where.rows_Z, where.places_TK).split(sizes)  # type: ignore[no-untyped-call]
+        parts = _Spread.apply(rows_TD, where.rows_Z, where.places_TK).split(sizes)
         return [
             part.view(*group, heads, -1).transpose(1, 2)
             for part, group in zip(parts, where.groups, strict=True)
@@ -142,7 +144,7 @@ def shared_prompt_attention(
             out, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, None, scaling=scaling, **options)
         attended.append(out.reshape(out.shape[0] * out.shape[1], -1))
     together = torch.cat(attended) if len(attended) > 1 else attended[0]
-    collected = _Collect.apply(together, where.places_TK[:, 0], where.sources_Z)  # type: ignore[no-untyped-call]
+    collected = _Collect.apply(together, where.places_TK[:, 0], where.sources_Z)
     return collected.view(1, query.shape[2], query.shape[1], -1), None
 
 

@@ -91,7 +91,7 @@ def pad(groups: Sequence[PromptGroup]) -> TokenBatch:
     rows = [(prompt, response) for prompt, responses in groups for response in responses]
     length = max(len(prompt) + len(response) for prompt, response in rows)
     tokens_BT = torch.full((len(rows), length), PAD)
-    predictors = []
+    predictors: list[int] = []
     for row, (prompt, response) in enumerate(rows):
         end = len(prompt) + len(response)
         tokens_BT[row, :end] = torch.tensor(prompt + response)
