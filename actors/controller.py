@@ -39,6 +39,7 @@ class Controller:
         self.holdout = holdout.select(range(min(config.evaluation.prompts, len(holdout))))
         self.beside_training: asyncio.Future[Any] | None = None
         self.failure: Exception | None = None
+        self.learner_starts: list[dict[str, int]] = []
         # A run begins with empty records, whatever an earlier attempt left in the folder.
         self.beginning = self.state() | {"records": self.records.state_dict() | {"metrics_bytes": 0}}
 
@@ -52,11 +53,11 @@ class Controller:
             self.beside_training.cancel()
             await asyncio.gather(self.beside_training, return_exceptions=True)
             self.beside_training = None
-        if state is None and not self.folder.metrics.exists():
-            return  # this is the beginning
-        state = state or self.beginning
-        self.game.load_state_dict(state["game"])
-        self.records.load_state_dict(state["records"])
+        if state is not None or self.folder.metrics.exists():  # else this is the beginning
+            state = state or self.beginning
+            self.game.load_state_dict(state["game"])
+            self.records.load_state_dict(state["records"])
+        self.learner_starts.append(self.records.where())
 
     def record_failure(self, error: Exception) -> None:
         """The learner found something that only a user can mend."""
@@ -125,7 +126,7 @@ class Controller:
         self.records.updated(update)
 
     def status(self) -> dict:
-        return self.records.status() | {"failure": self.failure}
+        return self.records.status() | {"failure": self.failure, "learner_starts": self.learner_starts}
 
     def summary(self) -> dict:
         return self.records.summary()

@@ -10,6 +10,14 @@ from iris_ray.config import Generation, Learner
 # Builds at run time (DeepSpeed's ops) look for ninja beside the interpreter.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
+CPU_LEARNER = {
+    "DS_ACCELERATOR": "cpu",
+    # A step frees large tensors and asks for them again. Giving them back to the system in between costs a
+    # page fault for every 4 KiB: measured, a seventh of a small model's step.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+
 
 def generator_environment(generation: Generation) -> dict[str, str]:
     return {
@@ -29,4 +37,4 @@ def learner_environment(learner: Learner) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, math.floor(learner.num_cpus))),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return environment if learner.num_gpus else environment | {"DS_ACCELERATOR": "cpu"}
+    return environment if learner.num_gpus else environment | CPU_LEARNER

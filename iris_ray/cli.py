@@ -27,11 +27,6 @@ console = Console()
 STOPPED_BY_USER = 130
 
 
-@app.callback()
-def callback() -> None:
-    """Keeps `run` a command of its own as long as there is only one."""
-
-
 @app.command(epilog="Example: iris-ray run recipes/demo.yaml --set run.name=second --set generation.count=2")
 def run(
     recipe: Annotated[Path | None, typer.Argument(help="YAML file with the run's settings.")] = None,
@@ -51,20 +46,22 @@ def run(
         raise ConfigError(
             "iris-ray run: name a recipe, or with --resume the folder of a run, one of the two."
         )
-    if recipe is not None and dry_run:
+    if dry_run:
+        if recipe is None:
+            raise ConfigError("--dry-run: looks at a recipe, and --resume has none. Leave one of them out.")
         _print_plan(RunConfig.from_yaml(recipe, overrides))
         return
     from iris_ray.console_view import ConsoleView
     from iris_ray.report import results_table
     from iris_ray.self_play import SelfPlay
 
+    if recipe is not None:
+        play = SelfPlay(RunConfig.from_yaml(recipe, overrides))
+    else:
+        assert resume is not None
+        play = SelfPlay.resume(resume, overrides)
     try:
-        with ConsoleView(console) as view:
-            if recipe is not None:
-                play = SelfPlay(RunConfig.from_yaml(recipe, overrides), view)
-            else:
-                assert resume is not None
-                play = SelfPlay.resume(resume, overrides, view)
+        with ConsoleView(console) as play.view:
             summary = play.run()
     except KeyboardInterrupt:
         console.print("Stopped. All actors have ended; the run folder keeps what was done.")

@@ -53,6 +53,7 @@ class ConsoleView(View):
         self.round = 0
         self.shown = -1
         self.warned = 0
+        self.learner_starts = 1
         self.has_order = True
         self.last_line = time.monotonic()
 
@@ -92,6 +93,7 @@ class ConsoleView(View):
         self._print(f"Starting generators and learner. {where}Logs: /tmp/ray/session_latest/logs")
 
     def update(self, status: dict[str, Any]) -> None:
+        self._learner_deaths(status)
         self._finished_iterations(status)
         self._warnings(status)
         if not status["iteration"]:
@@ -109,6 +111,14 @@ class ConsoleView(View):
             Bar("generation", buffer["written"], buffer["pairs"], "pairs", f"{buffer['leased']} under way"),
             Bar("training", status["step"], status["steps"], "steps", note),
         )
+
+    def _learner_deaths(self, status: dict[str, Any]) -> None:
+        for start in status["learner_starts"][self.learner_starts :]:
+            where = f"goes on from iteration {start['iteration']}, step {start['step']}"
+            if not start["iteration"]:
+                where = "begins again: there is no checkpoint yet"
+            self._print(f"[yellow]The learner died[/yellow] and {where}")
+        self.learner_starts = max(self.learner_starts, len(status["learner_starts"]))
 
     def _finished_iterations(self, status: dict[str, Any]) -> None:
         evaluated = status["evaluated"]

@@ -82,8 +82,8 @@ def _start(folder: RunFolder, config: RunConfig) -> tuple[PreTrainedModel, PreTr
         model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{path}: the model that the run started from cannot be loaded; its configuration and tokenizer "
-            f"are needed. Put it back there. The reason given: {str(error).strip().splitlines()[0]}"
+            f"{path}: the model that the run started from cannot be loaded. Put it back there. "
+            f"The reason given: {str(error).strip().splitlines()[0]}"
         ) from error
     # As the learner does it: every parameter, also those that the model would keep in float32.
     nn.Module.to(model, getattr(torch, config.model.dtype))

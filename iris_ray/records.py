@@ -31,6 +31,7 @@ class Records:
         self.last_step: dict[str, Any] = {}
         self.diagnostics = Diagnostics(order)
         self.warnings: list[dict[str, Any]] = []
+        self.resumes = 0
 
     def round_opened(self, round_: Round, steps: int) -> None:
         self.round, self.steps, self.step, self.opened = round_, steps, 0, time.monotonic()
@@ -124,6 +125,7 @@ class Records:
             "last_step": self.last_step,
             "diagnostics": self.diagnostics.state_dict(),
             "warnings": self.warnings,
+            "resumes": self.resumes,
             "metrics_bytes": self.folder.metrics_bytes(),
         }
         return deepcopy(state)  # the records go on changing
@@ -143,15 +145,17 @@ class Records:
         self.steps, self.step, self.last_step = state["steps"], state["step"], state["last_step"]
         self.diagnostics.load_state_dict(state["diagnostics"])
         self.warnings = state["warnings"]
-        where = {"iteration": self.round.iteration if self.round else 0, "step": self.step}
-        self.folder.append_metrics("resumed", where)
+        self.resumes = max(self.resumes, state["resumes"]) + 1  # that it happened is not forgotten
+        self.folder.append_metrics("resumed", self.where())
+
+    def where(self) -> dict[str, int]:
+        """The step that was taken last."""
+        return {"iteration": self.round.iteration if self.round else 0, "step": self.step}
 
     def status(self) -> dict[str, Any]:
-        return {
-            "iteration": self.round.iteration if self.round else 0,
+        return self.where() | {
             "alpha": self.round.alpha if self.round else None,
             "gap": self.round.gap if self.round else None,
-            "step": self.step,
             "steps": self.steps,
             "evaluated": self.evaluated_version,
             "baseline": self.baseline,
@@ -167,6 +171,7 @@ class Records:
         return {
             "iterations": finished,
             "warnings": self.warnings,
+            "resumes": self.resumes,
             "baseline": self.baseline,
             "sync": {
                 "updates": len(self.updates),

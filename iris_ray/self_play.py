@@ -5,6 +5,7 @@ from typing import Any
 
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
 from iris_ray.config import RunConfig
+from iris_ray.model_card import write_model_card
 from iris_ray.preparation import Prepared, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
 from iris_ray.resumption import resumed_config
@@ -83,6 +84,7 @@ class SelfPlay:
             service.play(self.view)
             prepared.tokenizer.save_pretrained(folder.final)
             folder.write_probe(service.probe())
+            write_model_card(folder.final, self.config, service.summary(), prepared.data.report)
         except KeyboardInterrupt:
             summary["status"] = "stopped"
             raise

@@ -6,6 +6,6 @@ PACKAGES = ("iris_ray", "ray", "vllm", "deepspeed", "torch", "transformers")
 
 
 def versions() -> dict[str, str]:
-    """Installed version of each package; `vllm` may come from a distribution of another name."""
+    """Version of each package that is installed; `vllm` may come from a distribution of another name."""
     distributions = packages_distributions()
-    return {package: version(distributions[package][0]) for package in PACKAGES}
+    return {package: version(distributions[package][0]) for package in PACKAGES if package in distributions}

@@ -173,8 +173,6 @@ def test_an_exported_checkpoint_is_the_learners_model(name: str, request: pytest
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.temperature == 0.7
     assert AutoTokenizer.from_pretrained(folder)("text").input_ids
-    # What a model computes from its configuration alone is the learner's business.
-    model.model.rotary_emb = made.learner.engine.module.model.model.rotary_emb
     scorer = SequenceScorer.fastest(model.eval(), 32)
     with torch.no_grad():
         groups = [PromptGroup(tokens[:1], [tokens[1:]]) for tokens in SEQUENCES]

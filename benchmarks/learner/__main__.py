@@ -47,7 +47,7 @@ def benchmark(
     dtypes: Annotated[str, typer.Option(help="bf16, fp32 or both; curves take bf16 unless told.")] = "",
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="learner.compile")] = True,
     peer_compile: Annotated[bool, typer.Option(help="Compiled TRL, too: minutes to start.")] = False,
-    zero_stage: Annotated[int, typer.Option(min=0, max=3, help="learner.zero_stage")] = 2,
+    zero_stage: Annotated[int, typer.Option(min=0, max=3, help="learner.zero_stage")] = 0,
     results: Annotated[Path, typer.Option(help="CSV file of curves; figures go beside it.")] = CURVES,
 ) -> None:
     """Pairs per second of our step and of TRL's, in turns on the same tokens, and the matrix peak."""

@@ -27,7 +27,7 @@ class Settings:
     steps: int = 8
     repeats: int = 7
     compile: bool = True
-    zero_stage: int = 2
+    zero_stage: int = 0
     precomputed: bool = True
     """Measure the peer with log-probs of the reference computed before training, too."""
     every_peer: bool = True

@@ -23,7 +23,7 @@ class OurSide:
     """Each answer has its times in seconds, one for each step."""
 
     def __init__(self, job: Job):
-        os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+        os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         self.job = job
         self.dtype = getattr(torch, TORCH_NAMES[job.dtype])

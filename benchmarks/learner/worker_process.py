@@ -8,7 +8,9 @@ import tempfile
 from types import TracebackType
 from typing import Any
 
+from actors.environment import learner_environment
 from benchmarks.learner.job import Job
+from iris_ray.config import Learner
 
 ENDING_S = 20
 
@@ -30,6 +32,8 @@ class WorkerProcess:
             "TQDM_DISABLE": "1",
             "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
         }
+        if job.side == "ours":
+            environment |= learner_environment(Learner(num_cpus=job.threads))  # as an actor has it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.learner.worker", job.to_json()],
             stdin=subprocess.PIPE,

@@ -86,7 +86,8 @@ def _round_tensors(learner: SelfPlayLearner, tail: RoundTail) -> dict[str, torch
     return {
         "prompt_ids": torch.tensor(list(learner.references)),
         "references": torch.stack(list(learner.references.values())),
-        "tail": torch.cat([rows.table for rows in tail.rows]),
+        # No rows at all if every step was skipped.
+        "tail": torch.cat([torch.empty(0), *(rows.table for rows in tail.rows)]),
         "tail_sizes": torch.tensor([len(rows) for rows in tail.rows]),
     }
 

@@ -48,7 +48,10 @@ class SelfPlayLearner:
         self.objective = configured_objective(config)
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
-        nn.Module.to(model, device, getattr(torch, config.model.dtype)).eval()
+        nn.Module.to(model, device).eval()
+        # Parameters alone: rotary frequencies in bfloat16 would be another model on long sequences.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, config.model.dtype))
         self.players = build_players(model, config)
         self.references: dict[int, torch.Tensor] = {}
         self.skipped_in_a_row = 0

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "iris_shared_prompts"
-NOWHERE = -1
 # Sequences are padded to the longest of their group; a group holds lengths down to this share of it.
 SHORTEST = 0.75
 # On CPUs the fused kernel's backward pass is slow in bfloat16. Up to this length plain products win.
@@ -29,85 +28,89 @@ MATMUL_UP_TO = 512
 class SharedPrompts:
     """Where the row's tokens stand in the sequences.
 
-    `rows_Z` names the row's token at each place of the sequences (any token at padding). `places_TK` names
-    the places of each token, as many as its prompt has responses, `NOWHERE` behind its last. `sources_Z` is
-    the token whose first place it is, `NOWHERE` for others. `groups` are the (S, L) that Z falls into.
+    `rows_Z` names the row's token at each place of the sequences (any token at padding), `firsts_T` the
+    first place of each token, and `copies` the (tokens, places) of all second places, of all third ones,
+    and so on: a prompt's token has as many places as the prompt has responses. `sources_Z` is the token
+    whose first place it is (any token elsewhere), `others` all places that are no token's first. `groups`
+    are the (S, L) that Z falls into.
     """
 
     rows_Z: torch.Tensor
-    places_TK: torch.Tensor
+    firsts_T: torch.Tensor
+    copies: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     sources_Z: torch.Tensor
+    others: torch.Tensor
     groups: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, spans: Sequence[tuple[range, range]], tokens: int) -> "SharedPrompts":
         """From the (prompt, response) spans of the sequences in a row of `tokens` tokens."""
-        order = sorted(range(len(spans)), key=lambda i: -len(spans[i][0]) - len(spans[i][1]))
-        lengths = [len(spans[i][0]) + len(spans[i][1]) for i in order]
+        members = sorted(([*prompt, *response] for prompt, response in spans), key=len, reverse=True)
         starts = [0]
-        for index, length in enumerate(lengths):
-            if length < SHORTEST * lengths[starts[-1]]:
+        for index, member in enumerate(members):
+            if len(member) < SHORTEST * len(members[starts[-1]]):
                 starts.append(index)
-        groups = tuple((end - start, lengths[start]) for start, end in pairwise([*starts, len(order)]))
-        sizes = [length for count, length in groups for _ in range(count)]
-        rows_Z = torch.zeros(sum(sizes), dtype=torch.long)
-        places: list[list[int]] = [[] for _ in range(tokens)]
-        place = 0
-        for index, size in zip(order, sizes, strict=True):
-            members = [*spans[index][0], *spans[index][1]]
-            rows_Z[place : place + len(members)] = torch.tensor(members)
-            for offset, member in enumerate(members):
-                places[member].append(place + offset)
-            place += size
-        copies = max(map(len, places))
-        places_TK = torch.tensor([each + [NOWHERE] * (copies - len(each)) for each in places])
-        sources_Z = torch.full_like(rows_Z, NOWHERE)
-        sources_Z[places_TK[:, 0]] = torch.arange(tokens)
-        return cls(rows_Z, places_TK, sources_Z, groups)
+        bounds = [*starts, len(members)]
+        groups = tuple((end - start, len(members[start])) for start, end in pairwise(bounds))
+        lengths = [length for count, length in groups for _ in range(count)]
+        padded = [
+            member + [-1] * (length - len(member)) for member, length in zip(members, lengths, strict=True)
+        ]
+        rows_Z = torch.tensor([token for member in padded for token in member])
+        # All places, token by token.
+        places = rows_Z.argsort(stable=True)[int((rows_Z < 0).sum()) :]
+        counts_T = rows_Z[places].bincount(minlength=tokens)
+        begins_T = counts_T.cumsum(0) - counts_T
+        firsts_T = places[begins_T]
+        copies = []
+        for number in range(1, int(counts_T.max())):
+            again = (counts_T > number).nonzero()[:, 0]
+            copies.append((again, places[begins_T[again] + number]))
+        sources_Z = torch.full_like(rows_Z, -1)
+        sources_Z[firsts_T] = torch.arange(tokens)
+        others = (sources_Z < 0).nonzero()[:, 0]
+        return cls(rows_Z.clamp(min=0), firsts_T, tuple(copies), sources_Z.clamp(min=0), others, groups)
 
     def to(self, device: torch.device) -> "SharedPrompts":
         """The same on `device`."""
-        rows_Z, places_TK, sources_Z = (
-            tensor.to(device) for tensor in (self.rows_Z, self.places_TK, self.sources_Z)
+        return SharedPrompts(
+            self.rows_Z.to(device),
+            self.firsts_T.to(device),
+            tuple((tokens.to(device), places.to(device)) for tokens, places in self.copies),
+            self.sources_Z.to(device),
+            self.others.to(device),
+            self.groups,
         )
-        return SharedPrompts(rows_Z, places_TK, sources_Z, self.groups)
-
-
-def _rows_or_zero(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """values[index], zero where the index is `NOWHERE`."""
-    return torch.where((index != NOWHERE)[:, None], values.index_select(0, index.clamp(min=0)), 0)
 
 
 class _Spread(torch.autograd.Function):
     """(T, D) to (Z, D). Its gradient gathers, as nothing is summed but a prompt's few copies."""
 
     @staticmethod
-    def forward(ctx: Any, values_TD: torch.Tensor, rows_Z: torch.Tensor, places_TK: torch.Tensor) -> Any:
-        ctx.save_for_backward(places_TK)
-        return values_TD.index_select(0, rows_Z)
+    def forward(ctx: Any, values_TD: torch.Tensor, where: SharedPrompts) -> Any:
+        ctx.where = where
+        return values_TD.index_select(0, where.rows_Z)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        (places_TK,) = ctx.saved_tensors
-        first, *others = places_TK.unbind(1)
-        grad_TD = grads[0].index_select(0, first)
-        for places in others:
-            grad_TD = grad_TD + _rows_or_zero(grads[0], places)
-        return grad_TD, None, None
+        grad_TD = grads[0].index_select(0, ctx.where.firsts_T)
+        for tokens, places in ctx.where.copies:
+            grad_TD.index_add_(0, tokens, grads[0].index_select(0, places))
+        return grad_TD, None
 
 
 class _Collect(torch.autograd.Function):
     """(Z, D) to (T, D): each token's result from its first place; all its places have the same."""
 
     @staticmethod
-    def forward(ctx: Any, values_ZD: torch.Tensor, first_T: torch.Tensor, sources_Z: torch.Tensor) -> Any:
-        ctx.save_for_backward(sources_Z)
-        return values_ZD.index_select(0, first_T)
+    def forward(ctx: Any, values_ZD: torch.Tensor, where: SharedPrompts) -> Any:
+        ctx.where = where
+        return values_ZD.index_select(0, where.firsts_T)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        (sources_Z,) = ctx.saved_tensors
-        return _rows_or_zero(grads[0], sources_Z), None, None
+        grad_ZD = grads[0].index_select(0, ctx.where.sources_Z)
+        return grad_ZD.index_fill_(0, ctx.where.others, 0), None
 
 
 # Compilers make slower code of this than the library's own products and softmax are.
@@ -130,7 +133,8 @@ def shared_prompt_attention(
     def spread(tensor: torch.Tensor) -> list[torch.Tensor]:
         _, heads, tokens, _ = tensor.shape
         rows_TD = tensor.transpose(1, 2).reshape(tokens, -1)
-        parts = _Spread.apply(rows_TD, where.rows_Z, where.places_TK).split(sizes)
+        together = _Spread.apply(rows_TD, where)
+        parts = together.split(sizes) if len(sizes) > 1 else [together]
         return [
             part.view(*group, heads, -1).transpose(1, 2)
             for part, group in zip(parts, where.groups, strict=True)
@@ -144,7 +148,7 @@ def shared_prompt_attention(
             out, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, None, scaling=scaling, **options)
         attended.append(out.reshape(out.shape[0] * out.shape[1], -1))
     together = torch.cat(attended) if len(attended) > 1 else attended[0]
-    collected = _Collect.apply(together, where.places_TK[:, 0], where.sources_Z)
+    collected = _Collect.apply(together, where)
     return collected.view(1, query.shape[2], query.shape[1], -1), None
 
 
@@ -156,11 +160,11 @@ def _matmul_attention(
     kv_heads = key.shape[1]
     scale = size**-0.5 if scaling is None else scaling
     mask = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+    mask = mask.repeat(heads // kv_heads, 1)
     # Heads that share keys are so many more queries of one product.
     queries = (query * scale).reshape(count * kv_heads, -1, size)
-    scores = torch.bmm(queries, key.reshape(count * kv_heads, length, size).transpose(1, 2))
-    scores = scores.view(count, heads, length, length) + mask
-    weights = scores.softmax(-1).view(count * kv_heads, -1, length)
+    keys = key.reshape(count * kv_heads, length, size)
+    weights = torch.baddbmm(mask, queries, keys.transpose(1, 2)).softmax(-1)
     out = torch.bmm(weights, value.reshape(count * kv_heads, length, -1))
     return out.view(count, heads, length, -1).transpose(1, 2)
 

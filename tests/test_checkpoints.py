@@ -1,0 +1,225 @@
+"""Checkpoints in storage, and what resuming a run refuses: no cluster needed."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from conftest import run_config
+
+from iris_ray.checkpoints import STATE, CheckpointStorage, read_state, write_state
+from iris_ray.cli import main
+from iris_ray.config import RunConfig
+from iris_ray.errors import CheckpointError, ConfigError
+from iris_ray.run_folder import RunFolder
+
+BETWEEN = 1 << 62
+PARTS = {"training-state-00000.safetensors": b"weights", "pairs.parquet": b"pairs", "empty": b""}
+
+
+def config(folder: Path, storage: str | None = None) -> RunConfig:
+    return run_config(run={"name": "first", "folder": str(folder)}, checkpoint={"storage": storage})
+
+
+def make(checkpoints: Path, name: str, iteration: int, step: int = BETWEEN) -> Path:
+    folder = checkpoints / name
+    folder.mkdir(parents=True)
+    for file, content in PARTS.items():
+        (folder / file).write_bytes(content)
+    state = {"iteration": iteration, "step": step, "between": step == BETWEEN}
+    write_state(folder, state, [(file, len(content)) for file, content in PARTS.items()])
+    return folder
+
+
+def make_three(checkpoints: Path) -> None:
+    make(checkpoints, "iteration-002", 2)
+    make(checkpoints, "iteration-001", 1)
+    make(checkpoints, "iteration-002-step-00004", 2, 4)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> CheckpointStorage:
+    make_three(tmp_path / "first" / "checkpoints")
+    return CheckpointStorage(config(tmp_path))
+
+
+def names(storage: CheckpointStorage) -> list[str]:
+    return [each.name for each in storage.whole()]
+
+
+def test_a_state_comes_back(tmp_path: Path) -> None:
+    write_state(tmp_path, {"iteration": 3, "learner": {"round": None}}, [("a", 1)])
+    assert read_state(tmp_path) == {
+        "format": 1,
+        "files": {"a": 1},
+        "iteration": 3,
+        "learner": {"round": None},
+    }
+
+
+def test_another_format_is_not_read(tmp_path: Path) -> None:
+    write_state(tmp_path, {"format": 9}, [])
+    with pytest.raises(CheckpointError, match="written in format 9 by another version"):
+        read_state(tmp_path)
+
+
+def test_they_are_told_oldest_first(storage: CheckpointStorage) -> None:
+    assert names(storage) == ["iteration-001", "iteration-002-step-00004", "iteration-002"]
+    first, second, third = storage.whole()
+    assert [(each.iteration, each.step, each.between) for each in (first, second)] == [
+        (1, BETWEEN, True),
+        (2, 4, False),
+    ]
+    assert storage.newest() == third
+    assert storage.find(None) == storage.find(2) == third
+    assert storage.find(1) == first
+
+
+def test_a_run_may_have_none(tmp_path: Path) -> None:
+    storage = CheckpointStorage(config(tmp_path))
+    assert (storage.whole(), storage.newest()) == ([], None)
+    storage.keep_only(None)
+    with pytest.raises(CheckpointError, match=r"there is no whole checkpoint\. There: none"):
+        storage.find(None)
+
+
+def test_one_that_is_not_there_is_named_with_those_that_are(storage: CheckpointStorage) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"no whole checkpoint of iteration 3\. There: iteration-001, .*iteration-002\."
+    ):
+        storage.find(3)
+
+
+@pytest.mark.parametrize("file", [*PARTS, STATE])
+@pytest.mark.parametrize("how", ["cut", "gone", "grown"])
+def test_one_that_is_not_whole_is_passed_over(
+    storage: CheckpointStorage, tmp_path: Path, file: str, how: str
+) -> None:
+    path = tmp_path / "first" / "checkpoints" / "iteration-002" / file
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "cut" else content + b"more")
+    if content or how != "cut":  # an empty file cannot be cut
+        assert names(storage) == ["iteration-001", "iteration-002-step-00004"]
+        newest = storage.newest()
+        assert newest == storage.find(2)
+        assert newest is not None
+        assert newest.step == 4
+
+
+def test_keeping_one_deletes_the_others_and_what_ray_train_noted(
+    storage: CheckpointStorage, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "first" / "checkpoints"
+    (checkpoints / "iteration-002" / "pairs.parquet").unlink()
+    notes = checkpoints / "checkpoint_manager_snapshot.json"
+    notes.write_text("{}")
+    storage.keep_only(storage.newest())
+    assert [path.name for path in checkpoints.iterdir()] == ["iteration-002-step-00004"]
+    assert {path.name for path in (checkpoints / "iteration-002-step-00004").iterdir()} == {*PARTS, STATE}
+    storage.keep_only(None)
+    assert not any(checkpoints.iterdir())
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_they_may_lie_in_another_folder(tmp_path: Path, scheme: str, ending: str) -> None:
+    make_three(tmp_path / "shared" / "first" / "checkpoints")
+    storage = CheckpointStorage(config(tmp_path, f"{scheme}{tmp_path}/shared{ending}"))
+    newest = storage.newest()
+    assert newest is not None
+    assert Path(newest.path) == tmp_path / "shared" / "first" / "checkpoints" / "iteration-002"
+    storage.keep_only(newest)
+    assert names(storage) == ["iteration-002"]
+
+
+def test_they_may_lie_where_fsspec_knows_a_way(tmp_path: Path) -> None:
+    make_three(tmp_path)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path), "/bucket/first/checkpoints", recursive=True)
+    try:
+        storage = CheckpointStorage(config(tmp_path, "memory://bucket"))
+        assert names(storage) == ["iteration-001", "iteration-002-step-00004", "iteration-002"]
+        newest = storage.find(2)
+        assert memory.exists(f"{newest.path}/{STATE}")
+        storage.keep_only(storage.find(1))
+        assert names(storage) == ["iteration-001"]
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("uri", ["nowhere://bucket", "abfss2://x@y/z"])
+def test_an_unknown_kind_of_storage(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(ConfigError, match=rf"checkpoint\.storage={uri}.*: no such kind of storage"):
+        CheckpointStorage(config(tmp_path, uri))
+
+
+Resume = Callable[..., str]
+
+
+@pytest.fixture
+def resume(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Resume:
+    """Runs `iris-ray run` with arguments that are wrong; returns the message, without line breaks."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr("ray.init", None)  # no actor starts
+        monkeypatch.setattr(sys, "argv", ["iris-ray", "run", *arguments])
+        with pytest.raises(SystemExit, match="1"):
+            main()
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.out + printed.err
+        return " ".join(printed.err.split())
+
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(config(tmp_path))
+
+
+def test_a_folder_without_a_run(resume: Resume, tmp_path: Path) -> None:
+    assert "nothing holds no run: there is no config.yaml in it" in resume(
+        "--resume", str(tmp_path / "nothing")
+    )
+
+
+def test_a_run_that_is_finished(resume: Resume, run: RunFolder) -> None:
+    run.write_summary({"status": "finished"})
+    printed = resume("--resume", str(run.path))
+    assert "this run is finished, there is nothing to resume" in printed
+    assert f"model.path={run.path}/final" in printed
+
+
+def test_a_run_that_ended_before_its_data_were_there(resume: Resume, run: RunFolder) -> None:
+    assert "ended before its data were prepared" in resume("--resume", str(run.path))
+
+
+def test_settings_that_the_work_so_far_rests_on_stay(resume: Resume, run: RunFolder) -> None:
+    before = run.config.read_text()
+    for setting, message in {
+        "learner.batch_size=32": "learner.batch_size: 32 does not fit: the run was played with 64",
+        "objective.options.lam=0.5": "objective.options.lam: 0.5 does not fit: the run was played with None",
+        "run.seed=3": "run.seed: 3 does not fit",
+        "schedule.epochs=9": "schedule.epochs: 9 does not fit",
+        "model.lora={rank: 2}": "model.lora",
+        "learner.batchsize=3": "Did you mean batch_size?",
+    }.items():
+        assert message in resume("--resume", str(run.path), "--set", setting), setting
+    assert run.config.read_text() == before
+
+
+def test_settings_that_may_change_are_kept(resume: Resume, run: RunFolder) -> None:
+    settings = ["learner.workers=2", "learner.zero_stage=3", "schedule.iterations=9"]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    resume("--resume", str(run.path), *overrides)  # there are no data
+    after = RunConfig.from_yaml(run.config)
+    assert (after.learner.workers, after.learner.zero_stage, after.schedule.iterations) == (2, 3, 9)
+
+
+@pytest.mark.parametrize("arguments", [(), ("recipe.yaml", "--resume", "runs/first")])
+def test_a_recipe_or_a_run_but_not_both(resume: Resume, arguments: tuple[str, ...]) -> None:
+    assert "name a recipe, or with --resume the folder of a run, one of the two" in resume(*arguments)

@@ -1,0 +1,274 @@
+"""A run that dies goes on as if it never had: real Ray, vLLM and DeepSpeed, killed by SIGKILL."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from iris_ray import RunConfig, SelfPlay
+from iris_ray.checkpoints import CheckpointStorage
+from iris_ray.export import export_checkpoint
+
+# T-SPIN looks at the first iteration's responses, so that a checkpoint has to keep everything there is.
+PROMPTS = 104
+RECIPE: dict[str, Any] = {
+    "model": {
+        "dtype": "float32",
+        "scratch": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "layers": 2,
+            "heads": 2,
+            "kv_heads": 1,
+            "warmup_steps": 40,
+        },
+    },
+    "data": {
+        "sort_digits": {"examples": 160, "min_digits": 2, "max_digits": 4},
+        "holdout": 16,
+        "max_prompt_tokens": 32,
+        "max_response_tokens": 12,
+    },
+    "objective": {"name": "tspin", "options": {"a": 0.5}},
+    "schedule": {"iterations": 2, "epochs": 2, "prompts_per_iteration": PROMPTS},
+    "generation": {"num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "max_ahead": 48},
+    # Two micro-batches a step; the last batch of a pass is smaller.
+    "learner": {
+        "num_cpus": 0.5,
+        "batch_size": 16,
+        "micro_batch_tokens": 200,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 10,
+    },
+    "checkpoint": {"every_steps": 4},
+}
+STEPS = 2 * 7  # of an iteration
+IRIS_RAY = str(Path(sys.executable).parent / "iris-ray")
+LEDGER = {"committed": 2 * PROMPTS, "lost": 0, "duplicated": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path) -> Path:
+    """The run that nothing happens to."""
+    config = RunConfig.from_dict(RECIPE | {"run": {"name": "straight", "folder": str(folder)}})
+    SelfPlay(config).run()
+    return config.folder
+
+
+class Victim:
+    """A run in a process of its own, parts of which are killed."""
+
+    def __init__(self, folder: Path, name: str):
+        self.path = folder / name
+        self.output = folder / f"{name}.txt"
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(RECIPE | {"run": {"name": name, "folder": str(folder)}}))
+        environment = {
+            "TMPDIR": str(self.temporary),
+            "RAY_TMPDIR": "/tmp",  # as paths of sockets must be short
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # so often it takes note of checkpoints
+        }
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [IRIS_RAY, "run", str(recipe)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | environment,
+            )
+
+    def kill_learner(self, when: Callable[[], bool]) -> None:
+        self.wait_for(lambda: bool(self._learner()), pause=0.5)
+        learner = self._learner()
+        self.wait_for(when)
+        _kill(learner)
+
+    def kill_everything(self) -> None:
+        while members := self._members():
+            _kill(members)
+        self.process.wait()
+
+    def is_beyond(self, checkpoint: str) -> Callable[[], bool]:
+        """Says whether steps were taken since a checkpoint that Ray Train took note of."""
+        notes = self.path / "checkpoints" / "checkpoint_manager_snapshot.json"
+        iteration, step = int(checkpoint[10:13]), int(checkpoint[-5:])
+
+        def beyond() -> bool:
+            if not notes.exists() or checkpoint not in notes.read_text():
+                return False
+            last = steps(self.path)[-1]
+            return (last["iteration"], last["step"]) > (iteration, step)
+
+        return beyond
+
+    def writes_a_checkpoint(self) -> Callable[[], bool]:
+        """Says whether the files of a new checkpoint are being written, but are not all there."""
+        before = set(self._checkpoints())
+
+        def writes() -> bool:
+            return any(not (each / "state.json").exists() for each in set(self._checkpoints()) - before)
+
+        return writes
+
+    def wait_for(self, condition: Callable[[], bool], pause: float = 0.002) -> None:
+        deadline = time.monotonic() + 180
+        while not condition():
+            assert time.monotonic() < deadline, self.output.read_text()
+            assert self.process.poll() is None, self.output.read_text()
+            time.sleep(pause)
+
+    def _checkpoints(self) -> Iterator[Path]:
+        return self.temporary.glob("iris-ray-checkpoint-*")
+
+    def _learner(self) -> list[psutil.Process]:
+        return [each for each in self._members() if "TrainWorker" in " ".join(each.info["cmdline"] or [])]
+
+    def _members(self) -> list[psutil.Process]:
+        return [each for each in psutil.process_iter(["cmdline", "status"]) if self._has(each)]
+
+    def _has(self, process: psutil.Process) -> bool:
+        with suppress(ProcessLookupError, PermissionError):
+            alive = process.info["status"] != psutil.STATUS_ZOMBIE
+            return alive and os.getsid(process.pid) == self.process.pid
+        return False
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> tuple[Path, str]:
+    """A run whose learner is killed twice in the first iteration, and every process in the second."""
+    run = Victim(folder, "killed")
+    try:
+        run.kill_learner(run.is_beyond("iteration-001-step-00004"))
+        run.kill_learner(run.writes_a_checkpoint())
+        run.wait_for(run.is_beyond("iteration-002-step-00004"))
+    finally:
+        run.kill_everything()
+    return run.path, run.output.read_text()
+
+
+@pytest.fixture(scope="module")
+def copy(folder: Path, killed: tuple[Path, str]) -> Path:
+    """The killed run as it was left."""
+    return Path(shutil.copytree(killed[0], folder / "copy"))
+
+
+@pytest.fixture(scope="module")
+def resumed(killed: tuple[Path, str], copy: Path) -> tuple[Path, str]:
+    path, _ = killed
+    command = [IRIS_RAY, "run", "--resume", str(path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    return path, done.stdout
+
+
+def events(run: Path) -> list[dict]:
+    """What metrics.jsonl holds, without the times; the last line may be half written."""
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
+
+
+def steps(run: Path) -> list[dict]:
+    return [event for event in events(run) if event["event"] == "step"]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_learner_that_dies_is_started_again_and_the_console_says_so(
+    killed: tuple[Path, str],
+) -> None:
+    _, printed = killed
+    lines = [line for line in printed.splitlines() if "The learner died" in line]
+    assert len(lines) == 2, printed
+    assert all("goes on from iteration 1, step " in line for line in lines)
+
+
+def test_a_run_that_died_ends_as_if_it_never_had(resumed: tuple[Path, str], straight: Path) -> None:
+    path, _ = resumed
+    assert len(steps(straight)) == 2 * STEPS
+    assert steps(path) == steps(straight)
+    assert same_weights(path / "final", straight / "final")
+    clocks = ("seconds", "generation_seconds", "pairs_per_s")
+    for mine, theirs in zip(summary(path)["iterations"], summary(straight)["iterations"], strict=True):
+        assert all(mine[name] == theirs[name] for name in theirs if name not in clocks)
+    assert json.loads((path / "final" / "probe.json").read_text()) == json.loads(
+        (straight / "final" / "probe.json").read_text()
+    )
+
+
+def test_its_records_tell_what_happened(resumed: tuple[Path, str], straight: Path) -> None:
+    path, printed = resumed
+    assert "Resuming from checkpoint iteration-002-step-" in printed
+    assert "The learner died" not in printed
+    after = summary(path)
+    assert after["status"] == "finished"
+    assert after["ledger"] == summary(straight)["ledger"] == LEDGER
+    assert (after["resumes"], summary(straight)["resumes"]) == (3, 0)
+    assert after["sync"]["parity_max_abs_diff"] < 1e-5
+    where = [(event["iteration"], event["step"]) for event in events(path) if event["event"] == "resumed"]
+    assert where[-1] in [(2, 4), (2, 8), (2, 12)]
+    # All others once, whatever was done twice.
+    counts = [Counter(e["event"] for e in events(run)) for run in (path, straight)]
+    for kind in ("step", "baseline", "iteration", "written"):
+        assert counts[0][kind] == counts[1][kind]
+    samples = [sorted(file.name for file in (run / "samples").iterdir()) for run in (path, straight)]
+    assert samples[0] == samples[1]
+
+
+def test_other_ranks_and_another_zero_stage_can_go_on(copy: Path, straight: Path) -> None:
+    overrides = ["learner.workers=2", "learner.zero_stage=3"]
+    after = SelfPlay.resume(copy, overrides).run()
+    assert after["ledger"] == LEDGER
+    assert RunConfig.from_yaml(copy / "config.yaml").learner.zero_stage == 3
+    mine, theirs = steps(copy), steps(straight)
+    assert mine[: STEPS + 4] == theirs[: STEPS + 4]  # before the checkpoint
+    for one, other in zip(mine, theirs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    weights = [load_file(run / "final" / "model.safetensors") for run in (copy, straight)]
+    for name, weight in weights[1].items():
+        torch.testing.assert_close(weights[0][name], weight, atol=1e-4, rtol=0)
+
+
+def test_the_last_checkpoint_is_the_final_model(straight: Path) -> None:
+    newest = CheckpointStorage(RunConfig.from_yaml(straight / "config.yaml")).newest()
+    assert newest is not None
+    assert (newest.name, newest.between) == ("iteration-002", True)
+    exported = export_checkpoint(straight)
+    assert same_weights(exported, straight / "final")
+    AutoModelForCausalLM.from_pretrained(exported)
