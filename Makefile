@@ -1,5 +1,6 @@
 # Two commands for everything: `make demo` and `make test`. Both install into .venv first, as does
-# `make study`, which plays the method study again (an hour and a half on two cores) and draws its figures.
+# `make study`, which plays the method study again (an hour and a half on two cores) and draws its figures,
+# and `make bench`, which measures the learner beside TRL's.
 
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -8,7 +9,7 @@ INSTALLED := .venv/.installed-$(EXTRA)
 NAME ?= demo
 SET ?=
 
-.PHONY: demo test check study install clean
+.PHONY: demo test check study bench install clean
 
 demo: $(INSTALLED)
 	@$(BIN)/iris-ray run recipes/demo.yaml --set run.name=$(NAME) $(foreach setting,$(SET),--set $(setting))
@@ -23,6 +24,9 @@ check: $(INSTALLED)
 
 study: $(INSTALLED)
 	@$(BIN)/python -m benchmarks.method
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.learner
 
 install: $(INSTALLED)
 

@@ -1,5 +1,6 @@
 """Checkpoints of a whole run: the learner's part, and that of the actors it plays with."""
 
+import shutil
 import tempfile
 from collections.abc import Iterable
 from itertools import chain, islice
@@ -30,19 +31,23 @@ class Checkpoints:
         """`resume_from`: path in the storage of the checkpoint that the run goes on from."""
         self.rank = rank
         self.resume_from = resume_from
+        self.prefix = f"iris-ray-checkpoint-{rank.config.run.name}-{rank.rank}-"
+        # A rank that was killed while it wrote one leaves it behind.
+        for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def save(self, version: int, progress: RoundProgress | None) -> None:
         """Write everything that decides the future; `version` is the newest that was published.
 
         Returns when it lies on this node; the way into storage goes on beside training.
         """
-        folder = Path(tempfile.mkdtemp(prefix="iris-ray-checkpoint-"))
+        folder = Path(tempfile.mkdtemp(prefix=self.prefix))
         plain = save_learner(self.rank.learner, progress, folder)
         actors = self._save_actors(folder) if self.rank.rank == 0 else {}
         files: list[Any] = [None] * self.rank.ranks
         dist.all_gather_object(files, [(path.name, path.stat().st_size) for path in folder.iterdir()])
         iteration = progress.round.iteration if progress else version
-        where = {"iteration": iteration, "step": progress.step if progress else 1 << 62}
+        where = {"iteration": iteration, "step": progress.step if progress else 0}
         if self.rank.rank == 0:
             state = where | {"between": progress is None, "version": version, "learner": plain} | actors
             write_state(folder, state, chain(*files))

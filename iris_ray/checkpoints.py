@@ -24,7 +24,8 @@ FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A whole checkpoint: `step` steps of `iteration` are done, or all of them if it is `between` rounds."""
+    """A whole checkpoint: `step` steps of `iteration` are done, or all of them if it is `between` rounds,
+    where `step` says nothing."""
 
     name: str
     path: str
@@ -45,7 +46,7 @@ class CheckpointStorage:
     def whole(self) -> list[StoredCheckpoint]:
         """All checkpoints whose files are there in full, oldest first."""
         found = filter(None, map(self._read, self._folders()))
-        return sorted(found, key=lambda each: (each.iteration, each.step))
+        return sorted(found, key=lambda each: (each.iteration, each.between, each.step))
 
     def newest(self) -> StoredCheckpoint | None:
         """The newest whole checkpoint, if there is any."""

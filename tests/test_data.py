@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from iris_ray.config import Data, RunConfig
-from iris_ray.data.prepare import demonstration, load_split, prepare_data
+from iris_ray.data.prepare import demonstration, load_prepared, load_split, prepare_data
 from iris_ray.data.report import Dropped
 from iris_ray.data.rows import BadRow, Rows, read_rows
 from iris_ray.data.tokens import Encoder
@@ -346,7 +346,8 @@ def test_prepared_splits(tmp_path, tokenizer):
     assert tokenizer.decode(row["prompt_tokens"]) == row["prompt_text"]
     assert tokenizer.decode(row["response_tokens"]) == row["response_text"] + "<|im_end|>"
     assert demonstration(row).response_tokens == row["response_tokens"]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["holdout", "train"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["holdout", "report.json", "train"]
+    assert load_prepared(tmp_path / "run").report == prepared.report
     assert load_split(tmp_path / "run", "train")[:] == prepared.train[:]
     assert prepared.train.cache_files  # memory-mapped
 

@@ -21,6 +21,7 @@ HEALTHY = StepReport(
     ess_real=60.0,
     ess_synthetic=20.0,
     grad_norm=1.0,
+    skipped=False,
     learning_rate=1e-6,
     pairs=64,
     truncated=6,

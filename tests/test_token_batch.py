@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from iris_ray.learner.shared_prompts import NOWHERE, SHORTEST, shared_prompt_attention
+from iris_ray.learner.shared_prompts import SHORTEST, SharedPrompts, shared_prompt_attention
 from iris_ray.learner.token_batch import PAD, PromptGroup, TokenBatch, pack, pad
 
 EXAMPLE = [PromptGroup([1, 2], [[3, 4, 5], [6]]), PromptGroup([7], [[8, 9]])]
@@ -42,9 +42,17 @@ def test_sequences_stand_longest_first_with_those_of_similar_length():
     shared = pack(EXAMPLE).shared
     assert shared.groups == ((1, 5), (2, 3))
     assert shared.rows_Z.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8]
-    first_prompt = [[0, 5], [1, 6]]
-    assert shared.places_TK.tolist() == [*first_prompt, *([n, NOWHERE] for n in (2, 3, 4, 7, 8, 9, 10))]
-    assert shared.sources_Z.tolist() == [0, 1, 2, 3, 4, NOWHERE, NOWHERE, 5, 6, 7, 8]
+    assert places(shared) == [[0, 5], [1, 6], [2], [3], [4], [7], [8], [9], [10]]
+    assert shared.others.tolist() == [5, 6]
+
+
+def places(shared: SharedPrompts) -> list[list[int]]:
+    """All places of each token."""
+    found = [[first] for first in shared.firsts_T.tolist()]
+    for tokens, more in shared.copies:
+        for token, place in zip(tokens.tolist(), more.tolist(), strict=True):
+            found[token].append(place)
+    return found
 
 
 @pytest.mark.parametrize("layout", [pack, pad])
@@ -109,14 +117,15 @@ def test_places_lead_back_to_their_tokens(groups):
         for prompt, responses in groups
         for times in [len(responses)] * len(prompt) + [1] * len(list(chain(*responses)))
     ]
-    assert shared.places_TK.ne(NOWHERE).sum(1).tolist() == copies
-    places = [[place for place in row if place != NOWHERE] for row in shared.places_TK.tolist()]
-    assert [row + [NOWHERE] * (max(copies) - len(row)) for row in places] == shared.places_TK.tolist()
-    assert len(set(chain(*places))) == sum(copies)
-    for token, row in enumerate(places):
-        assert shared.rows_Z[row].tolist() == [token] * len(row)
-        assert shared.sources_Z[row].tolist() == [token] + [NOWHERE] * (len(row) - 1)
-    assert shared.sources_Z.ne(NOWHERE).sum() == len(copies)
+    found = places(shared)
+    assert [len(row) for row in found] == copies
+    assert len(set(chain(*found))) == sum(copies)
+    for token, (first, *others) in enumerate(found):
+        assert shared.rows_Z[[first, *others]].tolist() == [token] * (1 + len(others))
+        assert shared.sources_Z[first] == token
+        assert set(others) <= set(shared.others.tolist())
+    # All other places are padding.
+    assert len(shared.others) == len(shared.rows_Z) - len(copies)
 
 
 @settings(max_examples=40)
