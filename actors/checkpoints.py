@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
@@ -12,10 +13,11 @@ import ray.train
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from iris_ray.checkpoints import CheckpointStorage, read_state, write_state
+from iris_ray.checkpoints import BEGINNING, CheckpointStorage, read_state, write_state
 from iris_ray.game import Round
 from iris_ray.learner.learner_state import RoundProgress, load_learner, save_learner
 from iris_ray.round_buffer import StoredPair
+from iris_ray.run_folder import RunFolder
 from iris_ray.samples import ROW_GROUP, read_pairs, write_pairs
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ class Checkpoints:
         """`resume_from`: path in the storage of the checkpoint that the run goes on from."""
         self.rank = rank
         self.resume_from = resume_from
-        self.prefix = f"iris-ray-checkpoint-{rank.config.run.name}-{rank.rank}-"
+        owner = f"{RunFolder(rank.config.folder).path} {rank.rank}"
+        self.prefix = f"iris-ray-checkpoint-{zlib.crc32(owner.encode()):08x}-"
         # A rank that was killed while it wrote one leaves it behind.
         for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -92,6 +95,9 @@ class Checkpoints:
 
     def _restore_actors(self, state: dict[str, Any] | None, folder: Path) -> None:
         rank = self.rank
+        # Ray Train takes note of a checkpoint some time after it was stored, and never if the learner died.
+        place = (state["iteration"], state["between"], state["step"]) if state else BEGINNING
+        CheckpointStorage(rank.config).forget_later(place)
         rank.wait(rank.store.clear.remote(), "the weight store to let go of its versions")
         rank.wait(rank.controller.restore.remote(state and state["controller"]), "the controller to go back")
         rank.wait(rank.buffer.restore.remote(state and state["buffer"]), "the sample buffer to go back")

@@ -37,6 +37,7 @@ class Controller:
         )
         holdout = load_split(self.folder.data, "holdout")
         self.holdout = holdout.select(range(min(config.evaluation.prompts, len(holdout))))
+        self.opening: asyncio.Future[Any] | None = None
         self.beside_training: asyncio.Future[Any] | None = None
         self.failure: Exception | None = None
         self.learner_starts: list[dict[str, int]] = []
@@ -49,13 +50,14 @@ class Controller:
 
     async def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a checkpoint's state, or to the beginning."""
-        if self.beside_training is not None:
-            self.beside_training.cancel()
-            await asyncio.gather(self.beside_training, return_exceptions=True)
-            self.beside_training = None
-        if state is not None or self.folder.metrics.exists():  # else this is the beginning
-            state = state or self.beginning
-            self.game.load_state_dict(state["game"])
+        for future in filter(None, (self.opening, self.beside_training)):  # nobody waits for them any more
+            future.cancel()
+            await asyncio.gather(future, return_exceptions=True)
+        self.opening = self.beside_training = None
+        goes_back = state is not None or self.folder.metrics.exists()  # else this is the beginning
+        state = state or self.beginning
+        self.game.load_state_dict(state["game"])
+        if goes_back:
             self.records.load_state_dict(state["records"])
         self.learner_starts.append(self.records.where())
 
@@ -65,11 +67,14 @@ class Controller:
 
     async def next_round(self, version: int) -> tuple[Round, int] | None:
         """The round against the published opponent `version` and its number of steps; `None` at the end."""
+        self.opening = asyncio.ensure_future(self._next_round(version))
+        return await self.opening
+
+    async def _next_round(self, version: int) -> tuple[Round, int] | None:
         buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
         round_ = self.game.next_round(version)
         if round_ is None:
             await self._evaluate(version)
-            await buffer.close.remote()
             return None
         await names.find(self.config.run.name, names.GENERATOR_POOL).wait_ready.remote()
         steps = await buffer.open_round.remote(round_)

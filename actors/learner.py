@@ -8,6 +8,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from actors import names
 from actors.environment import learner_environment
 from iris_ray.checkpoints import FOLDER, CheckpointStorage
 from iris_ray.config import RunConfig
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @ray.remote(num_cpus=0)
 def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from: str | None) -> None:
-    """Train until the game is over; raises what the ranks raise once they failed too often.
+    """Train until the game is over, then end it; raises what the ranks raise once they failed too often.
 
     `resume_from`: path in the storage of the checkpoint to go on from.
     """
@@ -48,6 +49,8 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
     ).fit()
+    # Not before: a learner that dies while it saves its model may go back to where it needs generators.
+    ray.get(names.find(config.run.name, names.SAMPLE_BUFFER).close.remote())
 
 
 def train_loop(settings: dict[str, Any]) -> None:

@@ -21,6 +21,9 @@ FORMAT = 1
 STATE = "state.json"
 FOLDER = "checkpoints"
 
+Place = tuple[int, bool, int]  # iteration, between rounds, step: ordered by age
+BEGINNING: Place = (0, False, 0)
+
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
@@ -32,6 +35,10 @@ class StoredCheckpoint:
     iteration: int
     step: int
     between: bool
+
+    @property
+    def place(self) -> Place:
+        return self.iteration, self.between, self.step
 
 
 class CheckpointStorage:
@@ -46,7 +53,7 @@ class CheckpointStorage:
     def whole(self) -> list[StoredCheckpoint]:
         """All checkpoints whose files are there in full, oldest first."""
         found = filter(None, map(self._read, self._folders()))
-        return sorted(found, key=lambda each: (each.iteration, each.between, each.step))
+        return sorted(found, key=lambda each: each.place)
 
     def newest(self) -> StoredCheckpoint | None:
         """The newest whole checkpoint, if there is any."""
@@ -70,6 +77,16 @@ class CheckpointStorage:
         notes = f"{self.path}/checkpoint_manager_snapshot.json"
         if self.filesystem.get_file_info(notes).type == fs.FileType.File:
             self.filesystem.delete_file(notes)
+
+    def forget_later(self, place: Place) -> None:
+        """Delete those beyond `place`, and cut ones: the run went back there and takes the steps anew.
+
+        The records in them are of the steps that were taken before.
+        """
+        kept = {each.path for each in self.whole() if each.place <= place}
+        for folder in self._folders():
+            if folder not in kept:
+                self.filesystem.delete_dir(folder)
 
     def _folders(self) -> list[str]:
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))

@@ -52,7 +52,7 @@ class ConsoleView(View):
         self.warmup_score = ""
         self.round = 0
         self.shown = -1
-        self.warned = 0
+        self.warned: set[tuple[int, int, str]] = set()
         self.learner_starts = 1
         self.has_order = True
         self.last_line = time.monotonic()
@@ -136,12 +136,15 @@ class ConsoleView(View):
             )
 
     def _warnings(self, status: dict[str, Any]) -> None:
-        for warning in status["warnings"][self.warned :]:
+        for warning in status["warnings"]:
+            key = (warning["iteration"], warning["step"], warning["kind"])
+            if key in self.warned:
+                continue  # also if its step was taken again
+            self.warned.add(key)
             self._print(
                 f"[yellow]Warning[/yellow] (iteration {warning['iteration']}, step {warning['step']}) "
                 f"{escape(warning['message'])}"
             )
-        self.warned = len(status["warnings"])
 
     def _show(self, *bars: Bar) -> None:
         """Draw the bars; where there is no terminal, say the same in a line now and then."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
 from iris_ray.config import RunConfig
+from iris_ray.errors import RunFolderError
 from iris_ray.model_card import write_model_card
 from iris_ray.preparation import Prepared, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
@@ -60,6 +61,11 @@ class SelfPlay:
         else:
             folder = RunFolder.create(self.config)
             with folder.discarded_on_error():  # nothing has run yet, so the name stays free
+                if found := storage.newest():
+                    raise RunFolderError(
+                        f"run.name={self.config.run.name}: checkpoint.storage holds checkpoints of a run of "
+                        f"this name, such as {found.path}. Choose another run.name, or remove them."
+                    )
                 prepared = prepare(self.config, folder)
                 self.view.prepared(self.config, prepared)
                 cluster = Cluster(self.config, prepared.parameters)

@@ -8,13 +8,13 @@ import fsspec
 import pytest
 from conftest import run_config
 
-from iris_ray.checkpoints import STATE, CheckpointStorage, read_state, write_state
+from iris_ray.checkpoints import BEGINNING, STATE, CheckpointStorage, Place, read_state, write_state
 from iris_ray.cli import main
 from iris_ray.config import RunConfig
-from iris_ray.errors import CheckpointError, ConfigError
+from iris_ray.errors import CheckpointError, ConfigError, RunFolderError
 from iris_ray.run_folder import RunFolder
+from iris_ray.self_play import SelfPlay
 
-BETWEEN = 1 << 62
 PARTS = {"training-state-00000.safetensors": b"weights", "pairs.parquet": b"pairs", "empty": b""}
 
 
@@ -22,12 +22,12 @@ def config(folder: Path, storage: str | None = None) -> RunConfig:
     return run_config(run={"name": "first", "folder": str(folder)}, checkpoint={"storage": storage})
 
 
-def make(checkpoints: Path, name: str, iteration: int, step: int = BETWEEN) -> Path:
+def make(checkpoints: Path, name: str, iteration: int, step: int | None = None) -> Path:
     folder = checkpoints / name
     folder.mkdir(parents=True)
     for file, content in PARTS.items():
         (folder / file).write_bytes(content)
-    state = {"iteration": iteration, "step": step, "between": step == BETWEEN}
+    state = {"iteration": iteration, "step": step or 0, "between": step is None}
     write_state(folder, state, [(file, len(content)) for file, content in PARTS.items()])
     return folder
 
@@ -68,7 +68,7 @@ def test_they_are_told_oldest_first(storage: CheckpointStorage) -> None:
     assert names(storage) == ["iteration-001", "iteration-002-step-00004", "iteration-002"]
     first, second, third = storage.whole()
     assert [(each.iteration, each.step, each.between) for each in (first, second)] == [
-        (1, BETWEEN, True),
+        (1, 0, True),
         (2, 4, False),
     ]
     assert storage.newest() == third
@@ -122,6 +122,27 @@ def test_keeping_one_deletes_the_others_and_what_ray_train_noted(
     assert {path.name for path in (checkpoints / "iteration-002-step-00004").iterdir()} == {*PARTS, STATE}
     storage.keep_only(None)
     assert not any(checkpoints.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [
+        ((2, True, 0), ["iteration-001", "iteration-002-step-00004", "iteration-002"]),
+        ((2, False, 4), ["iteration-001", "iteration-002-step-00004"]),
+        ((1, True, 0), ["iteration-001"]),
+        (BEGINNING, []),
+    ],
+)
+def test_what_lies_beyond_the_one_that_a_run_went_back_to_is_deleted(
+    storage: CheckpointStorage, tmp_path: Path, place: Place, kept: list[str]
+) -> None:
+    checkpoints = tmp_path / "first" / "checkpoints"
+    notes = checkpoints / "checkpoint_manager_snapshot.json"
+    notes.write_text("{}")
+    (make(checkpoints, "iteration-001-step-00004", 1, 4) / STATE).unlink()
+    storage.forget_later(place)
+    assert names(storage) == kept
+    assert {path.name for path in checkpoints.iterdir()} == {*kept, notes.name}
 
 
 @pytest.mark.parametrize("ending", ["", "/"])
@@ -196,6 +217,17 @@ def test_a_run_that_is_finished(resume: Resume, run: RunFolder) -> None:
 
 def test_a_run_that_ended_before_its_data_were_there(resume: Resume, run: RunFolder) -> None:
     assert "ended before its data were prepared" in resume("--resume", str(run.path))
+
+
+def test_a_new_run_does_not_go_on_from_what_another_left_in_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "shared" / "first" / "checkpoints", "iteration-001", 1)
+    monkeypatch.setattr("ray.init", None)  # no actor starts
+    with pytest.raises(RunFolderError, match=r"run\.name=first: .*first/checkpoints/iteration-001"):
+        SelfPlay(config(tmp_path / "runs", str(tmp_path / "shared"))).run()
+    assert not (tmp_path / "runs" / "first").exists()  # the name stays free
+    assert (tmp_path / "shared" / "first" / "checkpoints" / "iteration-001" / STATE).exists()
 
 
 def test_settings_that_the_work_so_far_rests_on_stay(resume: Resume, run: RunFolder) -> None:

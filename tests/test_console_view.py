@@ -29,3 +29,17 @@ def test_a_learner_that_died_is_told_of_once(starts: list[list[dict]], lines: li
     assert len(printed) == len(lines)
     for text, line in zip(printed, lines, strict=True):
         assert text.startswith(f"The learner died and {line}")
+
+
+def test_a_warning_is_printed_once_though_its_step_is_taken_again() -> None:
+    output = io.StringIO()
+    view = ConsoleView(Console(file=output, width=200))
+    first, second = (
+        {"iteration": 1, "step": step, "kind": "annotated_fall", "message": "look"} for step in (5, 9)
+    )
+    for warnings in ([], [first], [first, second], [], [first], [first, second]):
+        view.update(STATUS | {"learner_starts": [], "warnings": warnings})
+    assert output.getvalue().splitlines() == [
+        "Warning (iteration 1, step 5) look",
+        "Warning (iteration 1, step 9) look",
+    ]

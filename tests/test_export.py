@@ -108,7 +108,7 @@ def make_run(path: Path, dtype: str, model: "PreTrainedModel", lora: Lora | None
             progress.tail.add(result.rows)
         folder = path / "checkpoints" / name
         plain = save_learner(learner, progress, folder)
-        state = {"iteration": iteration, "step": step or 1 << 62, "between": progress is None}
+        state = {"iteration": iteration, "step": step or 0, "between": progress is None}
         state |= {"version": 2, "learner": plain, "controller": history(iteration)}
         write_state(folder, state, [(file.name, file.stat().st_size) for file in folder.iterdir()])
     weights = {name: weight.clone() for name, weight in learner.weights()}

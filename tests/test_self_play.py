@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.environment import generator_environment
 from iris_ray import RunConfig, SelfPlay
+from iris_ray.export import export_checkpoint
 
 RECIPE = {
     "model": {
@@ -45,7 +46,7 @@ RECIPE = {
         "workers": 2,
         "num_cpus": 0.5,
         "batch_size": 48,
-        "micro_batch_size": 8,
+        "micro_batch_tokens": 200,
         "learning_rate": 1e-3,
         "max_grad_norm": 10,
     },
@@ -181,7 +182,7 @@ def test_tspin_compares_with_what_the_first_model_wrote(tspin_run: tuple[RunConf
     y0 = {row["prompt_id"]: row["synthetic_tokens"] for row in first}
     assert y0.keys() == {row["prompt_id"] for row in second}
     # The second round's first batch, scored by the model that the first round made.
-    model = AutoModelForCausalLM.from_pretrained(config.folder / "checkpoints" / "iteration-001")
+    model = AutoModelForCausalLM.from_pretrained(export_checkpoint(config.folder, 1))
 
     def logprob(prompt: list[int], response: list[int]) -> torch.Tensor:
         with torch.no_grad():
@@ -214,7 +215,8 @@ def test_the_gap_of_the_first_batch_sets_the_order_of_the_rest(tspin_run: tuple[
         assert entry["alpha"] == pytest.approx(min(3, 1 + entry["gap"]))
         assert entry["gap"] > 0
         assert "nll gap" in entry["reason"]
-    game = json.loads((config.folder / "checkpoints" / "iteration-002" / "game.json").read_text())
+    state = json.loads((config.folder / "checkpoints" / "iteration-002" / "state.json").read_text())
+    game = state["controller"]["game"]
     assert game["gaps"] == [entry["gap"] for entry in summary["iterations"]]
     assert game["end"]["reward_real"] == summary["iterations"][1]["reward_real"]
 
