@@ -1,11 +1,14 @@
 """Small made things that several tests need."""
 
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import settings
 
-from iris_ray.config import RunConfig
+from actors.environment import learner_environment
+from iris_ray.config import Learner, RunConfig
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.gap import PairMeans
 
@@ -29,6 +32,21 @@ MEANS = PairMeans(
 # The same examples on every machine, however slow it is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    """This process is the only rank of a learner on the CPU."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        environment = learner_environment(Learner())
+        for name, value in (environment | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}).items():
+            patch.setenv(name, value)
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        yield
+        torch.distributed.destroy_process_group()
 
 
 def run_config(**sections: dict[str, Any]) -> RunConfig:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pytest
 import torch
+from conftest import VOCABULARY, make_pairs, run_config, tiny_model
 from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch.distributed import HashStore
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from actors.environment import learner_environment
 from iris_ray.checkpoints import write_state
 from iris_ray.cli import main
-from iris_ray.config import Learner, Lora, RunConfig
+from iris_ray.config import Lora, RunConfig
 from iris_ray.errors import CheckpointError, ConfigError, ModelError, RunFolderError
 from iris_ray.export import export_checkpoint
 from iris_ray.game import Round
@@ -31,12 +29,13 @@ from iris_ray.learner.sequence_scorer import SequenceScorer
 from iris_ray.learner.token_batch import PromptGroup
 from iris_ray.model_card import write_model_card
 from iris_ray.scratch.tokenizer import train_tokenizer
-from tests.conftest import VOCABULARY, make_pairs, run_config, tiny_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 SEQUENCES = [[1, 2, 3, 4, 5, 6], [9, 8, 7]]
 DATA = {"path": "org/rows", "max_prompt_tokens": 16, "max_response_tokens": 16}
@@ -113,17 +112,6 @@ def make_run(path: Path, dtype: str, model: "PreTrainedModel", lora: Lora | None
         write_state(folder, state, [(file.name, file.stat().st_size) for file in folder.iterdir()])
     weights = {name: weight.clone() for name, weight in learner.weights()}
     return Made(path, learner, weights)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        environment = learner_environment(Learner())
-        for name, value in (environment | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}).items():
-            patch.setenv(name, value)
-        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,7 @@ import pytest
 import torch
 from conftest import make_pairs, run_config, tiny_model
 from safetensors.torch import load_file, save_file
-from torch.distributed import HashStore
 
-from actors.environment import learner_environment
-from iris_ray.config import Learner
 from iris_ray.contracts import StepReport
 from iris_ray.errors import CheckpointError
 from iris_ray.game import Round
@@ -27,6 +24,8 @@ if TYPE_CHECKING:
     from iris_ray.learner.learner_state import RoundProgress
     from iris_ray.learner.self_play_learner import SelfPlayLearner
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 LORA = {"rank": 4}
 PLAYERS = [pytest.param(None, id="two models"), pytest.param(LORA, id="lora")]
 ALPHAS = {1: 1.7, 2: 0.8}
@@ -35,17 +34,6 @@ EPOCH, STEPS = 3, 6  # two passes over three batches
 POINTS: list[tuple[int, int | None]] = [(1, 3), (1, None), (2, 2), (2, 5)]
 
 Weights = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        environment = learner_environment(Learner())
-        for name, value in (environment | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}).items():
-            patch.setenv(name, value)
-        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 def build(lora: dict | None, seed: int = 0) -> "SelfPlayLearner":

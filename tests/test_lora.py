@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from iris_ray import lora
 from iris_ray.config import Lora, RunConfig
 from iris_ray.errors import ConfigError
-from tests.conftest import VOCABULARY, run_config, tiny_model
+from conftest import VOCABULARY, run_config, tiny_model
 
 SPEC = Lora(rank=4, alpha=8)
 TOKENS = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))

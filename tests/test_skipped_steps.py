@@ -1,32 +1,19 @@
 """Steps whose loss or gradient is not finite, on a whole learner: DeepSpeed on one rank."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from conftest import make_pairs, run_config, tiny_model
-from torch.distributed import HashStore
 
-from actors.environment import learner_environment
-from iris_ray.config import Learner
 from iris_ray.errors import IrisRayError
 
 if TYPE_CHECKING:
     from iris_ray.learner.self_play_learner import SelfPlayLearner
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 PAIRS = make_pairs(4, seed=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        environment = learner_environment(Learner())
-        for name, value in (environment | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}).items():
-            patch.setenv(name, value)
-        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(params=[40, 10_000], ids=["several micro-batches", "one micro-batch"])
