@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import VOCABULARY, run_config, tiny_model
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -13,7 +14,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from iris_ray import lora
 from iris_ray.config import Lora, RunConfig
 from iris_ray.errors import ConfigError
-from conftest import VOCABULARY, run_config, tiny_model
 
 SPEC = Lora(rank=4, alpha=8)
 TOKENS = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
