@@ -36,17 +36,20 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
-    """This process is the only rank of a learner on the CPU."""
+    """This process is the only rank of a learner on the CPU.
+
+    The group stays: DeepSpeed keeps the first one that it saw in a process.
+    """
     import torch
 
     with pytest.MonkeyPatch.context() as patch:
         environment = learner_environment(Learner())
         for name, value in (environment | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}).items():
             patch.setenv(name, value)
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        if not torch.distributed.is_initialized():
+            store = torch.distributed.HashStore()
+            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         yield
-        torch.distributed.destroy_process_group()
 
 
 def run_config(**sections: dict[str, Any]) -> RunConfig:
