@@ -236,7 +236,9 @@ def test_no_full_table_of_logits_is_held(monkeypatch):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_attention_by_products_is_attention(kv_heads, scaling):
+@pytest.mark.parametrize("block", [1, 3, 7, 256])
+def test_attention_by_products_is_attention(kv_heads, scaling, block, monkeypatch):
+    monkeypatch.setattr(shared_prompts, "BLOCK", block)
     torch.manual_seed(0)
     query, key, value = (
         torch.randn(3, heads, 7, size, dtype=torch.float64)

@@ -20,8 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 NAME = "iris_shared_prompts"
 # Sequences are padded to the longest of their group; a group holds lengths down to this share of it.
 SHORTEST = 0.75
-# On CPUs the fused kernel's backward pass is slow in bfloat16. Up to this length plain products win.
-MATMUL_UP_TO = 512
+# On CPUs the fused kernel is slow backwards in bfloat16: plain products win. They keep a table that grows
+# with the square of the length, so not beyond this.
+MATMUL_UP_TO = 2048
+BLOCK = 256  # queries of one product
 
 
 @dataclass(frozen=True)
@@ -155,18 +157,26 @@ def shared_prompt_attention(
 def _matmul_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Causal attention by two batched products: (S, H, L, D) each to (S, L, H, D)."""
+    """Causal attention by batched products: (S, H, L, D) each to (S, L, H, D).
+
+    A block of queries at a time, each against the keys up to its own end.
+    """
     count, heads, length, size = query.shape
     kv_heads = key.shape[1]
-    scale = size**-0.5 if scaling is None else scaling
-    mask = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
-    mask = mask.repeat(heads // kv_heads, 1)
-    # Heads that share keys are so many more queries of one product.
-    queries = (query * scale).reshape(count * kv_heads, -1, size)
+    queries = query * (size**-0.5 if scaling is None else scaling)
     keys = key.reshape(count * kv_heads, length, size)
-    weights = torch.baddbmm(mask, queries, keys.transpose(1, 2)).softmax(-1)
-    out = torch.bmm(weights, value.reshape(count * kv_heads, length, -1))
-    return out.view(count, heads, length, -1).transpose(1, 2)
+    values = value.reshape(count * kv_heads, length, -1)
+    blocks = []
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        shape = (end - start, end)
+        mask = torch.full(shape, float("-inf"), dtype=query.dtype, device=query.device).triu(start + 1)
+        # Heads that share keys are so many more queries of one product.
+        block = queries[:, :, start:end].reshape(count * kv_heads, -1, size)
+        mask = mask.repeat(heads // kv_heads, 1)
+        weights = torch.baddbmm(mask, block, keys[:, :end].transpose(1, 2)).softmax(-1)
+        blocks.append(torch.bmm(weights, values[:, :end]).view(count, heads, end - start, -1))
+    return (torch.cat(blocks, 2) if len(blocks) > 1 else blocks[0]).transpose(1, 2)
 
 
 def knows_shared_prompts(model: PreTrainedModel, max_length: int) -> bool:
