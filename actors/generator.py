@@ -1,8 +1,6 @@
 """A generator: one vLLM engine that plays the opponent."""
 
 import asyncio
-import os
-import tempfile
 import time
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +15,7 @@ from actors.sample_buffer import Lease, RoundKey, Task
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, Update
 from iris_ray.generation.in_flight import InFlight
+from iris_ray.generation.shared_memory import shared_folder
 from iris_ray.weights.buckets import unpack_tensors
 from iris_ray.weights.manifest import WeightManifest
 from iris_ray.weights.parity import check_parity
@@ -140,7 +139,7 @@ class Generator:
 
     async def _load_model(self, manifest: WeightManifest, arrays: list[np.ndarray]) -> float:
         # The engine's process maps the files: in shared memory that is no copy and no disk.
-        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        with shared_folder() as folder:
             buckets = []
             for index, (array, bucket) in enumerate(zip(arrays, manifest.buckets, strict=True)):
                 path = Path(folder) / str(index)

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from iris_ray.checkpoints import STATE, CheckpointStorage, StoredCheckpoint, read_state
 from iris_ray.config import RunConfig
-from iris_ray.data.prepare import REPORT
-from iris_ray.data.report import DataReport
+from iris_ray.data.prepare import REPORT, load_report
 from iris_ray.errors import CheckpointError, ConfigError, ModelError, RunFolderError
 from iris_ray.lora import POLICY, adapter_tensors, add_adapter, merged_state_dict, write_adapter
 from iris_ray.model_card import write_model_card
+from iris_ray.precision import cast_parameters
 from iris_ray.run_folder import RunFolder
 
 # As the learner names them. Its own modules would need DeepSpeed.
@@ -45,11 +45,7 @@ def export_checkpoint(
     Raises `RunFolderError` if there is no run or `out` is taken, `CheckpointError` if there is no such
     checkpoint or it cannot be read, `ModelError` if the model that the run started from is gone.
     """
-    folder = RunFolder(run)
-    if not folder.config.is_file():
-        raise RunFolderError(
-            f"{run} holds no run: there is no config.yaml in it. Name a run's folder, such as runs/demo."
-        )
+    folder = RunFolder.existing(run)
     config = folder.read_config()
     if adapter and config.model.lora is None:
         raise ConfigError("--adapter: the run trained all weights (model.lora is not set). Leave it out.")
@@ -68,7 +64,7 @@ def export_checkpoint(
         _save(model, adapted, part, adapter)
         tokenizer.save_pretrained(part)
         history = _history(folder, state)
-        report = _data_report(folder)
+        report = load_report(folder.data) if (folder.data / REPORT).exists() else None
         write_model_card(part, config, history, report, checkpoint=found.name, adapter=adapter)
         part.rename(out)  # under its name only when it is whole
     return out
@@ -85,8 +81,7 @@ def _start(folder: RunFolder, config: RunConfig) -> tuple[PreTrainedModel, PreTr
             f"{path}: the model that the run started from cannot be loaded. Put it back there. "
             f"The reason given: {str(error).strip().splitlines()[0]}"
         ) from error
-    # As the learner does it: every parameter, also those that the model would keep in float32.
-    nn.Module.to(model, getattr(torch, config.model.dtype))
+    cast_parameters(model, config.model.dtype)
     return model, tokenizer
 
 
@@ -151,11 +146,6 @@ def _history(folder: RunFolder, state: dict[str, Any]) -> dict[str, Any]:
             if event["event"] == "iteration" and event["iteration"] == last["iteration"]:
                 last["exact_match"] = event["exact_match"]
     return records
-
-
-def _data_report(folder: RunFolder) -> DataReport | None:
-    path = folder.data / REPORT
-    return DataReport.from_dict(json.loads(path.read_text())) if path.exists() else None
 
 
 @contextmanager

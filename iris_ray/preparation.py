@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, constants
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, PreparedData, demonstration, load_prepared, prepare_data
@@ -16,7 +16,7 @@ from iris_ray.data.sources import HUB_TIMEOUT_S
 from iris_ray.errors import ModelError, RunFolderError
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
-from iris_ray.lora import target_modules
+from iris_ray.lora import meta_model, target_modules
 from iris_ray.plugins import configured_objective
 from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.model import build_model
@@ -54,11 +54,7 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         tokenizer: PreTrainedTokenizerBase
         texts = (message["content"] for row in rows for message in row.messages)
         tokenizer = train_tokenizer(texts, config.model.scratch.vocab_size)
-        with torch.device("meta"):
-            model = build_model(config.model.scratch, tokenizer, config.max_length, config.run.seed)
-        if config.model.lora:
-            target_modules(model, config.model.lora)
-        parameters = model.num_parameters()
+        parameters = _count_made_parameters(config, tokenizer)
     else:
         parameters = count_parameters(config)
         tokenizer = load_tokenizer(config)
@@ -82,9 +78,14 @@ def reopen(config: RunConfig, folder: RunFolder) -> Prepared:
     if config.model.scratch is None:
         return Prepared(load_tokenizer(config), count_parameters(config), data)
     tokenizer = AutoTokenizer.from_pretrained(folder.data / TOKENIZER)
+    return Prepared(tokenizer, _count_made_parameters(config, tokenizer), data)
+
+
+def _count_made_parameters(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    assert config.model.scratch is not None
     with torch.device("meta"):
         model = build_model(config.model.scratch, tokenizer, config.max_length, config.run.seed)
-    return Prepared(tokenizer, model.num_parameters(), data)
+    return _counted(model, config)
 
 
 def _rows(config: RunConfig) -> Rows:
@@ -145,20 +146,21 @@ def count_parameters(config: RunConfig) -> int:
     """
     name = _found(config)
     try:
-        model_config = AutoConfig.from_pretrained(name, trust_remote_code=config.model.trust_remote_code)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                model_config, trust_remote_code=config.model.trust_remote_code
-            )
+        model = meta_model(name, config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(config, "model", error) from error
-    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and config.max_length > context:
         raise ModelError(
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} and data.max_response_tokens="
             f"{config.data.max_response_tokens} need a context of {config.max_length} tokens, but "
             f"{config.model.path} has {context}. Lower them."
         )
+    return _counted(model, config)
+
+
+def _counted(model: PreTrainedModel, config: RunConfig) -> int:
+    """Parameters of `model`. Raises `ConfigError` if the adapter that is asked for does not fit it."""
     if config.model.lora:
         target_modules(model, config.model.lora)
     return model.num_parameters()

@@ -52,13 +52,19 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
-        """The folder of a run to be gone on with. Raises `RunFolderError` if none is there or it is over."""
+    def existing(cls, path: Path) -> "RunFolder":
+        """The folder of a run. Raises `RunFolderError` if there is none in it."""
         folder = cls(path)
         if not folder.config.is_file():
             raise RunFolderError(
                 f"{path} holds no run: there is no config.yaml in it. Name a run's folder, such as runs/demo."
             )
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of a run to be gone on with. Raises `RunFolderError` if none is there or it is over."""
+        folder = cls.existing(path)
         if folder.summary.exists() and json.loads(folder.summary.read_text())["status"] == "finished":
             raise RunFolderError(
                 f"{path}: this run is finished, there is nothing to resume. To go on from its result, start "

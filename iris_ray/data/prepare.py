@@ -90,8 +90,12 @@ def prepare_data(
 
 def load_prepared(folder: Path) -> PreparedData:
     """Open what `prepare_data` saved in `folder`."""
-    report = DataReport.from_dict(json.loads((folder / REPORT).read_text()))
-    return PreparedData(load_split(folder, "train"), load_split(folder, "holdout"), report)
+    return PreparedData(load_split(folder, "train"), load_split(folder, "holdout"), load_report(folder))
+
+
+def load_report(folder: Path) -> DataReport:
+    """What became of the rows that `prepare_data` read."""
+    return DataReport.from_dict(json.loads((folder / REPORT).read_text()))
 
 
 def load_split(folder: Path, split: Literal["train", "holdout"]) -> Dataset:

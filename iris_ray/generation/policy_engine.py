@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,13 +21,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from iris_ray.config import RunConfig
 from iris_ray.contracts import FinishReason
 from iris_ray.errors import EngineError
+from iris_ray.generation.shared_memory import shared_folder
 from iris_ray.lora import adapter_config, meta_model, target_modules, write_adapter
 from iris_ray.weights.manifest import TensorSpec
 from iris_ray.weights.vllm_engine import BACKEND
 
 MIN_BATCHED_TOKENS = 4096  # prompts of several requests share a forward pass up to this size
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
-SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ class PolicyEngine:
 
     async def load_adapter(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> float:
         """Replace the adapter, given under PEFT's names; returns how long the engine stood still, in s."""
-        shared = SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None
-        with tempfile.TemporaryDirectory(dir=shared) as folder:
+        with shared_folder() as folder:
             write_adapter(Path(folder), self._adapter_config, tensors)
             begin = time.monotonic()
             # Keys and values of the old adapter must not serve the new one: clear the cache.

@@ -24,6 +24,7 @@ from iris_ray.learner.players import build_players
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
 from iris_ray.plugins import configured_objective
+from iris_ray.precision import cast_parameters
 
 IDLE = PromptGroup([0], [[0]])  # what a rank without pairs passes forward, for the sake of the others
 
@@ -49,9 +50,7 @@ class SelfPlayLearner:
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
         nn.Module.to(model, device).eval()
-        # Parameters alone: rotary frequencies in bfloat16 would be another model on long sequences.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(getattr(torch, config.model.dtype))
+        cast_parameters(model, config.model.dtype)
         self.players = build_players(model, config)
         self.references: dict[int, torch.Tensor] = {}
         self.skipped_in_a_row = 0
