@@ -1,24 +1,18 @@
 """A generator: one vLLM engine that plays the opponent."""
 
 import asyncio
-import time
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import ray
-import torch
 
 from actors import names
 from actors.sample_buffer import Lease, RoundKey, Task
+from actors.weight_updates import WeightUpdates
 from iris_ray.config import RunConfig
-from iris_ray.contracts import SelfPlayPair, Update
+from iris_ray.contracts import SelfPlayPair
 from iris_ray.generation.in_flight import InFlight
-from iris_ray.generation.shared_memory import shared_folder
-from iris_ray.weights.buckets import unpack_tensors
 from iris_ray.weights.manifest import WeightManifest
-from iris_ray.weights.parity import check_parity
 
 if TYPE_CHECKING:
     from iris_ray.generation.policy_engine import PolicyEngine, Response
@@ -39,6 +33,7 @@ class Generator:
         self.store = names.find(config.run.name, names.WEIGHT_STORE)
         self.controller = names.find(config.run.name, names.CONTROLLER)
         self.engine: PolicyEngine
+        self.updates: WeightUpdates
         self.version: int | None = None
         self.serial = 0
         self.updating = asyncio.Lock()
@@ -51,6 +46,7 @@ class Generator:
         from iris_ray.generation.policy_engine import PolicyEngine
 
         self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id)
+        self.updates = WeightUpdates(self.config, self.engine, self.name)
         await self._load(await self.store.get.remote(None))
 
     async def play(self) -> None:
@@ -125,35 +121,9 @@ class Generator:
             return True
 
     async def _load(self, manifest: WeightManifest) -> None:
-        """Update the running engine in place and prove it with the probe."""
-        begin = time.monotonic()
-        async with asyncio.timeout(self.config.sync.timeout_s):
-            arrays = await asyncio.gather(*[bucket.data for bucket in manifest.buckets])
-            load = self._load_adapter if self.config.model.lora else self._load_model
-            paused = await load(manifest, arrays)
-            logprobs = await self.engine.logprobs(manifest.probe.sequences)
-        difference = check_parity(manifest.probe, logprobs, self.config, self.name, manifest.version)
+        update = await self.updates.load(manifest)
         self.version, self.serial = manifest.version, manifest.serial
-        update = Update(self.name, self.version, time.monotonic() - begin, paused, difference)
         await self.controller.record_update.remote(update)
-
-    async def _load_model(self, manifest: WeightManifest, arrays: list[np.ndarray]) -> float:
-        # The engine's process maps the files: in shared memory that is no copy and no disk.
-        with shared_folder() as folder:
-            buckets = []
-            for index, (array, bucket) in enumerate(zip(arrays, manifest.buckets, strict=True)):
-                path = Path(folder) / str(index)
-                array.tofile(path)
-                buckets.append((path, bucket.tensors))
-            return await self.engine.load_weights(manifest.version, buckets)
-
-    async def _load_adapter(self, manifest: WeightManifest, arrays: list[np.ndarray]) -> float:
-        tensors = [
-            named
-            for array, bucket in zip(arrays, manifest.buckets, strict=True)
-            for named in unpack_tensors(torch.from_numpy(array.copy()), bucket.tensors)
-        ]
-        return await self.engine.load_adapter(manifest.version, tensors)
 
     async def status(self) -> dict:
         return {

@@ -329,6 +329,16 @@ class RunConfig(Section):
     def folder(self) -> Path:
         return self.run.folder / self.run.name
 
+    def with_absolute_paths(self) -> "RunConfig":
+        """The same for processes with another working folder, and for later."""
+        changed: dict[str, Any] = {"run": {"folder": self.run.folder.absolute()}}
+        if self.model.path and Path(self.model.path).is_dir():  # else the name of a hub model
+            changed["model"] = {"path": str(Path(self.model.path).absolute())}
+        if self.checkpoint.storage and "://" not in self.checkpoint.storage:
+            changed["checkpoint"] = {"storage": str(Path(self.checkpoint.storage).absolute())}
+        sections = {name: getattr(self, name).model_copy(update=values) for name, values in changed.items()}
+        return self.model_copy(update=sections)
+
     @property
     def max_length(self) -> int:
         """Longest sequence in tokens: prompt, response and end token."""

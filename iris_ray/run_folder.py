@@ -48,7 +48,7 @@ class RunFolder:
             folder.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"run.folder={config.run.folder}: cannot be written to: {error}") from error
-        folder.config.write_text(config.to_yaml())
+        folder.config.write_text(config.with_absolute_paths().to_yaml())
         return folder
 
     @classmethod

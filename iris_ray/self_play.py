@@ -84,9 +84,10 @@ class SelfPlay:
         summary: dict[str, Any] = {"run": self.config.run.name, "status": "finished", "versions": versions()}
         service = None
         try:
-            model_path = self._start_model(folder, prepared)
+            config = self.config.with_absolute_paths()
+            model_path = config.model.path or self._make_model(folder, prepared)
             self.view.starting(cluster.dashboard_url)
-            service = Service(self.config, prepared, model_path, checkpoint.path if checkpoint else None)
+            service = Service(config, prepared, model_path, checkpoint.path if checkpoint else None)
             service.play(self.view)
             prepared.tokenizer.save_pretrained(folder.final)
             folder.write_probe(service.probe())
@@ -112,9 +113,7 @@ class SelfPlay:
             write_report(folder, self.config, summary)
         return summary
 
-    def _start_model(self, folder: RunFolder, prepared: Prepared) -> str:
-        if self.config.model.path:
-            return self.config.model.path
+    def _make_model(self, folder: RunFolder, prepared: Prepared) -> str:
         if not folder.start.exists():
             self.view.warmed_up(make_model(self.config, folder, prepared, self.view.warmup))
         return str(folder.start)

@@ -54,14 +54,18 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(start: Path) -> tuple[Path, dict]:
+    """All paths are relative, as in most recipes: actors work in other folders."""
+    runs = start.parent.parent
     config = RunConfig.from_dict(
         RECIPE
         | {
-            "model": {"dtype": "float32", "path": str(start), "lora": LORA},
-            "run": {"name": "lora", "folder": str(start.parent.parent)},
+            "model": {"dtype": "float32", "path": str(start.relative_to(runs.parent)), "lora": LORA},
+            "run": {"name": "lora", "folder": runs.name},
         }
     )
-    return config.folder, SelfPlay(config).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(runs.parent)
+        return config.folder.absolute(), SelfPlay(config).run()
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
@@ -117,7 +121,7 @@ def test_the_final_model_is_whole_and_the_learners(run: tuple[Path, dict], start
 
 def test_the_last_checkpoint_is_the_final_model(run: tuple[Path, dict]) -> None:
     folder, _ = run
-    newest = CheckpointStorage(RunConfig.from_yaml(folder / "config.yaml")).newest()
+    newest = CheckpointStorage(RunFolder(folder).read_config()).newest()
     assert newest is not None
     assert newest.name == "iteration-002"
     exported, final = weights(export_checkpoint(folder)), weights(folder / "final")

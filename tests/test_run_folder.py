@@ -304,7 +304,7 @@ def test_a_run_that_was_opened_again_has_the_configuration_that_it_was_made_with
 
 def test_a_run_is_opened_wherever_its_folder_is_named_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = run_config(run={"name": "first"})
+    config = run_config(run={"name": "first"}).with_absolute_paths()
     RunFolder.create(config)
     assert RunFolder.open(Path("runs/first")).read_config() == config
     assert RunFolder.open(tmp_path / "runs/first").read_config() == config
