@@ -20,6 +20,9 @@ from iris_ray.run_folder import RunFolder
 FORMAT = 1
 STATE = "state.json"
 FOLDER = "checkpoints"
+# The training state's files begin with this. A trained parameter's master weight is `NAME/master` there, and
+# names of the model's parameters begin with `model.`, as the sequence scorer around it is what is trained.
+TRAINING_STATE, MASTER, SCORER = "training-state-", "master", "model."
 
 Place = tuple[int, bool, int]  # iteration, between rounds, step: ordered by age
 BEGINNING: Place = (0, False, 0)

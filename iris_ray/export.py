@@ -16,7 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from iris_ray.checkpoints import STATE, CheckpointStorage, StoredCheckpoint, read_state
+from iris_ray.checkpoints import (
+    MASTER,
+    SCORER,
+    STATE,
+    TRAINING_STATE,
+    CheckpointStorage,
+    StoredCheckpoint,
+    read_state,
+)
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, load_report
 from iris_ray.errors import CheckpointError, ConfigError, ModelError, RunFolderError
@@ -24,9 +32,6 @@ from iris_ray.lora import POLICY, adapter_tensors, add_adapter, merged_state_dic
 from iris_ray.model_card import write_model_card
 from iris_ray.precision import cast_parameters
 from iris_ray.run_folder import RunFolder
-
-# As the learner names them. Its own modules would need DeepSpeed.
-TRAINING_STATE, SCORER, MASTER = "training-state-", "model.", "/master"
 
 # Makes a file of the checkpoint local while it is entered.
 Fetch = Callable[[str], AbstractContextManager[Path]]
@@ -99,11 +104,12 @@ def _restore(model: nn.Module, fetch: Fetch, found: StoredCheckpoint) -> dict[st
 
 def _masters(files: list[str], fetch: Fetch) -> Iterator[tuple[str, torch.Tensor]]:
     """The trained parameters in float32, under their names in the model."""
-    for name in files:
-        with fetch(name) as path, safe_open(path, "pt") as file:
+    for each in files:
+        with fetch(each) as path, safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118, it is no dictionary
-                if key.endswith(MASTER):
-                    yield key.removeprefix(SCORER).removesuffix(MASTER), file.get_tensor(key)
+                name, kind = key.rsplit("/", 1)
+                if kind == MASTER:
+                    yield name.removeprefix(SCORER), file.get_tensor(key)
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
 """Small made things that several tests need."""
 
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,9 +16,20 @@ from iris_ray.contracts import SelfPlayPair
 from iris_ray.gap import PairMeans
 
 if TYPE_CHECKING:
-    from transformers import Qwen2ForCausalLM
+    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 VOCABULARY = 64
+# Of a tiny model. Its weights are large enough that no two tokens are equally likely.
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}
 
 MEANS = PairMeans(
     reward_real=1.5,
@@ -43,13 +57,37 @@ def one_rank() -> Iterator[None]:
     import torch
 
     with pytest.MonkeyPatch.context() as patch:
-        environment = learner_environment(Learner())
-        for name, value in (environment | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}).items():
+        for name, value in rank_environment(0, 1).items():
             patch.setenv(name, value)
         if not torch.distributed.is_initialized():
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         yield
+
+
+def on_ranks(ranks: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `task(*arguments)` returns on each rank of a learner on the CPU, every rank in its own process."""
+    import torch
+
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.multiprocessing.spawn(_run_rank, (ranks, folder, task, arguments), nprocs=ranks)
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _run_rank(rank: int, ranks: int, folder: Path, task: Callable[..., Any], arguments: tuple) -> None:
+    import torch
+
+    os.environ.update(rank_environment(rank, ranks))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
+    torch.save(task(*arguments), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def rank_environment(rank: int, ranks: int) -> dict[str, str]:
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    return learner_environment(Learner()) | own
 
 
 def run_config(**sections: dict[str, Any]) -> RunConfig:
@@ -71,20 +109,18 @@ def make_pairs(count: int, seed: int) -> list[SelfPlayPair]:
 
 
 def tiny_model(seed: int = 0) -> "Qwen2ForCausalLM":
-    """A tied Qwen2 in float32, its weights large enough that no two tokens are equally likely."""
+    """A tied Qwen2 in float32."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config)
+    return Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **SIZES))
+
+
+def untied_llama(seed: int = 1) -> "LlamaForCausalLM":
+    """A Llama in float32 whose output layer has weights of its own."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import pytest
 import torch
-from conftest import VOCABULARY, make_pairs, run_config, tiny_model
+from conftest import make_pairs, run_config, tiny_model, untied_llama
 from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iris_ray.checkpoints import write_state
 from iris_ray.cli import main
@@ -58,12 +58,6 @@ def history(iterations: int) -> dict[str, Any]:
     if iterations > 1:
         entries[0]["exact_match"] = 0.5
     return {"records": {"baseline": {"exact_match": 0.25}, "iterations": entries}}
-
-
-def untied_llama() -> "PreTrainedModel":
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=False, **sizes))
 
 
 @dataclass

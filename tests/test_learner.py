@@ -1,8 +1,6 @@
 """The learner's step: real DeepSpeed on one and two ranks against one plain full-batch step of torch."""
 
 import functools
-import os
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conftest import make_pairs, run_config, tiny_model
-from torch import multiprocessing
+from conftest import make_pairs, on_ranks, run_config, tiny_model
+from torch import distributed as dist
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
-from actors.environment import learner_environment
 from iris_ray.batching import balance
-from iris_ray.config import Learner
 from iris_ray.contracts import SelfPlayPair, StepReport
 from iris_ray.learner.batch_rows import BatchRows
 
@@ -124,35 +120,16 @@ def learning_rates(rank: int, ranks: int, schedule: str) -> list[list[float]]:
     return rounds
 
 
-def run_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
-    os.environ.update(
-        learner_environment(Learner()),
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+def everything(folder: Path) -> dict[Any, Any]:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     results: dict[Any, Any] = {case: play(rank, ranks, *case, folder / str(case)) for case in CASES}
-    results |= {schedule: learning_rates(rank, ranks, schedule) for schedule in COURSES}
-    torch.save(results, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    return results | {schedule: learning_rates(rank, ranks, schedule) for schedule in COURSES}
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def results(request, tmp_path_factory) -> list[dict[Any, Any]]:
     """What each rank saw of everything."""
-    folder, ranks = tmp_path_factory.mktemp("learner"), request.param
-    multiprocessing.spawn(run_rank, (ranks, free_port(), folder), nprocs=ranks)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return on_ranks(request.param, everything, tmp_path_factory.mktemp("learner"))
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "{} ZeRO {} micro-batches of {}".format(*case))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, run_config, tiny_model
+from conftest import VOCABULARY, run_config, tiny_model, untied_llama
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from iris_ray import lora
 from iris_ray.config import Lora, RunConfig
@@ -18,23 +18,6 @@ from iris_ray.errors import ConfigError
 SPEC = Lora(rank=4, alpha=8)
 TOKENS = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
 LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-
-
-def untied_llama() -> PreTrainedModel:
-    torch.manual_seed(1)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-        )
-    )
 
 
 MODELS = pytest.mark.parametrize("make", [tiny_model, untied_llama], ids=["tied-qwen2", "untied-llama"])

@@ -2,18 +2,15 @@
 
 import functools
 import gc
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model
-from test_learner import free_port
-from torch import multiprocessing, nn
+from conftest import on_ranks, tiny_model
+from torch import distributed as dist
+from torch import nn
 from torch.nn import functional as F
 
-from actors.environment import learner_environment
 from iris_ray.config import Learner
 from iris_ray.errors import ConfigError
 
@@ -101,20 +98,11 @@ def train_checkpointed(stage: int, checkpointing: bool) -> tuple[torch.Tensor, i
     return weights(model, stage), len(calls)
 
 
-def run_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
-    os.environ.update(
-        learner_environment(Learner()),
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    torch.set_num_threads(1)
+def everything() -> dict[Any, Any]:
     import iris_ray.learner.engine  # noqa: F401
 
     gc.freeze()  # DeepSpeed collects garbage many times for each engine
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     results: dict[Any, Any] = {}
     for case in CASES:
         results[case] = [train(rank, ranks, case, spoil) for spoil in (None, SPOILED[case[1]])]
@@ -122,16 +110,13 @@ def run_rank(rank: int, ranks: int, port: int, folder: Path) -> None:
         results["accumulated", stage] = accumulated_norm(stage)
     for stage in (0, 2, 3):
         results["checkpointed", stage] = [train_checkpointed(stage, given) for given in (False, True)]
-    torch.save(results, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
-def by_rank(request, tmp_path_factory) -> list[dict[Any, Any]]:
+def by_rank(request) -> list[dict[Any, Any]]:
     """What each rank saw of everything."""
-    folder, ranks = tmp_path_factory.mktemp("optimizer"), request.param
-    multiprocessing.spawn(run_rank, (ranks, free_port(), folder), nprocs=ranks)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return on_ranks(request.param, everything)
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 import gc
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from conftest import on_ranks
 from safetensors.torch import load_file
-from torch import multiprocessing, nn
+from torch import nn
 
-from actors.environment import learner_environment
-from iris_ray.config import Learner
 from iris_ray.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
 STEPS, HALF = 6, 3
 SIZES = (7, 13, 5)  # odd, so that parts need padding
+FILE_BYTES = 300  # room for the biases' state or one larger weight, and too little for the largest
 
 Weights = dict[str, torch.Tensor]
 
@@ -142,8 +141,10 @@ def saved_by(folder: Path, case: Case, ranks: int) -> Path:
 
 def first_half(folder: Path) -> dict[Any, Weights]:
     """Save every case before the first step and after the third, and go on to the sixth."""
+    from iris_ray.learner import training_state
     from iris_ray.learner.training_state import save_training_state
 
+    training_state.FILE_BYTES = FILE_BYTES
     ranks = torch.distributed.get_world_size()
     results = {}
     for case in CASES:
@@ -157,8 +158,10 @@ def first_half(folder: Path) -> dict[Any, Weights]:
 
 def second_half(folder: Path) -> dict[Any, Any]:
     """Resume every case and crossing: what the model holds then, and after the sixth step."""
+    from iris_ray.learner import training_state
     from iris_ray.learner.training_state import load_training_state, save_training_state
 
+    training_state.FILE_BYTES = FILE_BYTES
     ranks = torch.distributed.get_world_size()
     results: dict[Any, Any] = {case: train(build_engine(case), range(STEPS)) for case in UNTOUCHED}
     same = [(case, ranks, case, ranks) for case in CASES]
@@ -203,13 +206,13 @@ def refusals(folder: Path) -> dict[str, str]:
         net.first.bias.requires_grad_(False)
         return net
 
-    one_rank = saved_by(folder, Case(2), 1) / "half"
+    other = saved_by(folder, Case(2, optimizer="RMSprop"), 2) / "half"
     attempts: dict[str, tuple[Path, Case, nn.Module | None]] = {
         "nothing": (folder / "nowhere", Case(2), None),
         "file missing": (spoilt("missing", Path.unlink), Case(2), None),
-        "file cut": (spoilt("cut", lambda path: os.truncate(path, 500)), Case(2), None),
+        "file cut": (spoilt("cut", lambda path: os.truncate(path, path.stat().st_size - 1)), Case(2), None),
         "file of another save": (
-            spoilt("mixed", lambda path: shutil.copy(one_rank / "training-state-00000.safetensors", path)),
+            spoilt("mixed", lambda path: shutil.copy(other / path.name, path)),
             Case(2),
             None,
         ),
@@ -237,27 +240,6 @@ def refusals(folder: Path) -> dict[str, str]:
     return messages | {"cannot write": str(error.value)}
 
 
-def run_rank(rank: int, ranks: int, port: int, folder: Path, task: Callable[[Path], Any], name: str) -> None:
-    os.environ.update(
-        learner_environment(Learner()),
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
-    torch.save(task(folder), folder / f"{name}-{ranks}-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def same(left: Weights, right: Weights) -> bool:
     """Bit for bit; a zero's sign aside."""
     return left.keys() == right.keys() and all(
@@ -273,12 +255,11 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder) -> dict[tuple[str, int], Any]:
     """What the last rank of one and of two saw, first in processes that save, then in ones that resume."""
-    results = {}
-    for name, task in (("first", first_half), ("second", second_half)):
-        for ranks in (1, 2):
-            multiprocessing.spawn(run_rank, (ranks, free_port(), folder, task, name), nprocs=ranks)
-            results[name, ranks] = torch.load(folder / f"{name}-{ranks}-{ranks - 1}.pt", weights_only=False)
-    return results
+    return {
+        (name, ranks): on_ranks(ranks, task, folder)[-1]
+        for name, task in (("first", first_half), ("second", second_half))
+        for ranks in (1, 2)
+    }
 
 
 @pytest.fixture(params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -340,8 +321,10 @@ def test_the_files_hold_each_trained_parameter_once(runs, folder, case, ranks):
             assert state[f"{name}/{moment}"].count_nonzero() > 0
         if not early:
             assert torch.equal(start[f"{name}/master"], parameter.to(getattr(torch, case.dtype)).float())
-    sizes = [len(load_file(file)) for file in (saved_by(folder, case, ranks) / "half").iterdir()]
-    assert sizes == [len(state) / ranks] * ranks
+    files = [load_file(file) for file in (saved_by(folder, case, ranks) / "half").iterdir()]
+    assert sum(map(len, files)) == len(state)
+    for file in files:
+        assert len(file) == 1 or sum(tensor.nbytes for tensor in file.values()) <= FILE_BYTES
 
 
 @pytest.mark.parametrize(
@@ -350,7 +333,7 @@ def test_the_files_hold_each_trained_parameter_once(runs, folder, case, ranks):
         ("nothing", ["training-state-00000.safetensors", "cannot be read"]),
         ("file missing", ["training-state-00001.safetensors", "cannot be read"]),
         ("file cut", ["training-state-00001.safetensors", "cannot be read"]),
-        ("file of another save", ["training-state-00001.safetensors was saved by 1 ranks", "by 2"]),
+        ("file of another save", ["training-state-00001.safetensors was saved as one of", "as one of 9."]),
         ("parameter not saved", ["'frozen.bias' is trained here"]),
         ("parameter not trained", ["'first.bias' was trained and saved"]),
         ("other shape", ["'last.weight' was saved as (5, 13), but is (6, 13)"]),

@@ -1,15 +1,15 @@
 """What DeepSpeed trains, on disk: master weights and optimiser state, whatever the ZeRO stage and the ranks.
 
-Every rank writes `training-state-RRRRR.safetensors` with its share of the trained parameters, whole and in
-float32: `NAME/master`, `NAME/step` and one `NAME/KEY` per tensor of the optimiser's state (`exp_avg`, ...).
+All tensors are whole and in float32: `NAME/master`, `NAME/step` and one `NAME/KEY` per tensor of the
+optimiser's state (`exp_avg`, ...). They lie in `training-state-NNNNN.safetensors`; the ranks take turns in
+writing these files.
 """
 
-import json
+import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import deepspeed
 import torch
@@ -28,34 +28,46 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from iris_ray.checkpoints import MASTER, TRAINING_STATE
 from iris_ray.errors import CheckpointError
 
-FORMAT = "iris-ray training state 1"
-MASTER = "master"
+FORMAT = "iris-ray training state 2"
 STEP = "step"
+# A rank holds the tensors of one file in memory. Where the optimiser is offloaded, all of them at once
+# would take its memory a second time.
+FILE_BYTES = 2 << 30
 
 
 @torch.no_grad()
 def save_training_state(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None:
     """Write the training state into `folder`, which is made; the engine stays as it is.
 
-    Collective, and over on all ranks once it returns. Every rank writes one file into the same folder and
-    holds one whole parameter at a time beside the engine's own memory. Raises `CheckpointError` on every
-    rank if one of them cannot write, or if this kind of engine cannot be saved.
+    Collective, and over on all ranks once it returns. Beside the engine's own memory every rank holds one
+    whole tensor, and `FILE_BYTES` on the CPU or one larger tensor. Raises `CheckpointError` on every rank if
+    one of them cannot write, or if this kind of engine cannot be saved.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    trained = list(_trained(engine))
-    share = {f"{each.name}/{key}": each.shape_of(key) for each in trained[rank::ranks] for key in each.keys}
-    writer = _ShareWriter(_file(folder, rank), share, ranks)
-    for index, each in enumerate(trained):
-        for key in each.keys:
-            tensor = each.read(key)
-            if index % ranks == rank:
-                writer.append(tensor)
-    writer.close()
-    _raise_on_all_ranks(writer.failure)
+    files = _split(_trained(engine))
+    metadata = {"format": FORMAT, "files": str(len(files))}
+    failure = None
+    for first in range(0, len(files), ranks):  # a file per rank at a time
+        mine = {}
+        for number, entries in enumerate(files[first : first + ranks]):
+            for each, key in entries:
+                tensor = each.read(key)
+                if number == rank and failure is None:
+                    mine[f"{each.name}/{key}"] = tensor.float().cpu().contiguous()
+        path = _file(folder, first + rank)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if mine:
+                save_file(mine, path, metadata)
+        except (OSError, SafetensorError) as error:  # raised later: the other ranks wait in collectives
+            failure = f"{path} cannot be written: {error}. Make room there, or choose another folder."
+    _raise_on_all_ranks(failure)
 
 
 @torch.no_grad()
@@ -67,22 +79,21 @@ def load_training_state(engine: deepspeed.DeepSpeedEngine, folder: Path) -> None
     are. Raises `CheckpointError` on every rank, before anything is altered, if a file is missing or broken,
     or if model or optimiser are not those that were saved.
     """
-    trained = list(_trained(engine))
-    with ExitStack() as stack:
-        saved: dict[str, Any] = {}
-        failure = None
-        try:
-            saved = _open(folder, stack)
-            _check(trained, saved, folder)
-        except CheckpointError as error:
-            failure = str(error)
-        _raise_on_all_ranks(failure)
-        for each in trained:
-            _set_step(each.state, 0)
-        for each in trained:
-            for key in each.keys:
-                name = f"{each.name}/{key}"
-                each.write(key, saved[name].get_tensor(name))
+    trained = _trained(engine)
+    saved: dict[str, Any] = {}
+    failure = None
+    try:
+        saved = _open(folder)
+        _check(trained, saved, folder)
+    except CheckpointError as error:
+        failure = str(error)
+    _raise_on_all_ranks(failure)
+    for each in trained:
+        _set_step(each.state, 0)
+    for each in trained:
+        for key in each.keys:
+            name = f"{each.name}/{key}"
+            each.write(key, saved[name].get_tensor(name))
     _publish(engine.optimizer, trained)
 
 
@@ -156,7 +167,7 @@ class _Trained:
         return torch.cat([values, values.new_zeros(size - len(values))])
 
 
-def _trained(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Trained]:
+def _trained(engine: deepspeed.DeepSpeedEngine) -> list[_Trained]:
     """The trained parameters in the module's order, their optimiser state made where there is none yet."""
     offload = engine.zero_offload_optimizer()
     if offload is not None and offload.device == "nvme":
@@ -165,8 +176,9 @@ def _trained(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Trained]:
         )
     optimizer = engine.optimizer
     inner = getattr(optimizer, "optimizer", optimizer)
-    masters = {parameter: (master, group) for parameter, master, group in _masters(optimizer)}
-    for master, group in masters.values():
+    masters = {}
+    for parameter, master, group in _masters(optimizer):
+        masters[parameter] = master
         if not inner.state[master]:
             _create_state(inner, master, inner.param_groups[group])
         if STEP not in inner.state[master]:
@@ -179,45 +191,38 @@ def _trained(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Trained]:
         # groups has taken its first step, and so too early for the others.
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
-    for name, parameter in engine.module.named_parameters():
-        if parameter in masters:
-            master, _ = masters[parameter]
-            yield _Trained(name, parameter, master, inner.state[master])
+    return [
+        _Trained(name, parameter, masters[parameter], inner.state[masters[parameter]])
+        for name, parameter in engine.module.named_parameters()
+        if parameter in masters
+    ]
 
 
 def _masters(optimizer: Any) -> Iterator[tuple[nn.Parameter, torch.Tensor, int]]:
     """Each trained parameter, what the torch optimiser updates for it, and the index of its group there."""
-    parameters: list[list[nn.Parameter]]
-    masters: list[list[torch.Tensor]]
+    masters: list[list[torch.Tensor]] | None = None  # None: one flat tensor stands for all of a group
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        groups = [optimizer.sub_group_to_group_id[i] for i in range(len(optimizer.fp16_groups))]
         parameters, flat = optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat
-        masters = [[one] * len(group) for group, one in zip(parameters, flat, strict=True)]
-    elif isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
-        if isinstance(optimizer, BF16_Optimizer):
-            parameters, flat = optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
-        else:
-            parameters, flat = optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
-        masters = [[one] * len(group) for group, one in zip(parameters, flat, strict=True)]
-        groups = list(range(len(parameters)))
+    elif isinstance(optimizer, BF16_Optimizer):
+        parameters, flat = optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
+        parameters, flat = optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         parameters, masters = optimizer.fp16_groups, optimizer.fp32_groups
-        groups = list(range(len(parameters)))
     elif isinstance(optimizer, torch.optim.Optimizer):
-        parameters = [
-            [parameter for parameter in group["params"] if parameter.requires_grad]
-            for group in optimizer.param_groups
-        ]
-        masters = [[*group] for group in parameters]
-        groups = list(range(len(parameters)))
+        groups = [group["params"] for group in optimizer.param_groups]
+        parameters = masters = [[each for each in group if each.requires_grad] for group in groups]
     else:
         raise CheckpointError(
             f"The state of DeepSpeed's {type(optimizer).__name__} cannot be saved or loaded. "
             "Use another ZeRO stage, or an optimiser of torch.optim."
         )
-    for index, members, tensors in zip(groups, parameters, masters, strict=True):
+    if masters is None:
+        masters = [[one] * len(group) for group, one in zip(parameters, flat, strict=True)]
+    group_of = getattr(optimizer, "sub_group_to_group_id", {})  # ZeRO-3 splits the groups
+    for index, (members, tensors) in enumerate(zip(parameters, masters, strict=True)):
         for parameter, master in zip(members, tensors, strict=True):
-            yield parameter, master, index
+            yield parameter, master, group_of.get(index, index)
 
 
 def _create_state(optimizer: torch.optim.Optimizer, master: torch.Tensor, group: dict[str, Any]) -> None:
@@ -259,67 +264,39 @@ def _publish(optimizer: Any, trained: list[_Trained]) -> None:
             each.parameter.copy_(each.master)
 
 
-class _ShareWriter:
-    """Writes one safetensors file tensor by tensor: the library would need them all in memory.
-
-    After an `OSError` it only remembers it in `failure`: the other ranks still wait in collectives.
-    """
-
-    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]], ranks: int):
-        header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "ranks": str(ranks)}}
-        end = 0
-        for name, shape in shapes.items():
-            start, end = end, end + 4 * torch.Size(shape).numel()
-            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        self.path = path
-        self.failure: str | None = None
-        self._file: BinaryIO | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb")
-            self._file.write(len(text).to_bytes(8, "little") + text)
-        except OSError as error:
-            self._fail(error)
-
-    def append(self, tensor: torch.Tensor) -> None:
-        """The next tensor in the order of `shapes`."""
-        if self._file is not None and self.failure is None:
-            try:
-                self._file.write(tensor.float().cpu().contiguous().flatten().numpy().data)
-            except OSError as error:
-                self._fail(error)
-
-    def close(self) -> None:
-        if self._file is not None:
-            try:
-                self._file.close()
-            except OSError as error:
-                self._fail(error)
-
-    def _fail(self, error: OSError) -> None:
-        self.failure = f"{self.path} cannot be written: {error}. Make room there, or choose another folder."
+def _split(trained: list[_Trained]) -> list[list[tuple[_Trained, str]]]:
+    """What each file holds: as many tensors as fit, or a single larger one."""
+    files: list[list[tuple[_Trained, str]]] = []
+    free = 0
+    for each in trained:
+        for key in each.keys:
+            size = 4 * math.prod(each.shape_of(key))
+            if not files or size > free:
+                files.append([])
+                free = FILE_BYTES
+            files[-1].append((each, key))
+            free -= size
+    return files
 
 
-def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
+def _open(folder: Path) -> dict[str, Any]:
     """The open file that holds each saved tensor."""
-    files = [_open_file(folder, 0, stack)]
-    ranks = int(files[0].metadata()["ranks"])
-    files += [_open_file(folder, rank, stack) for rank in range(1, ranks)]
-    for rank, file in enumerate(files):
-        if file.metadata()["ranks"] != str(ranks):
+    files = [_open_file(folder, 0)]
+    count = files[0].metadata()["files"]
+    files += [_open_file(folder, number) for number in range(1, int(count))]
+    for number, file in enumerate(files):
+        if (found := file.metadata()["files"]) != count:
             raise CheckpointError(
-                f"{_file(folder, rank)} was saved by {file.metadata()['ranks']} ranks, but "
-                f"{_file(folder, 0)} by {ranks}. Resume from another checkpoint."
+                f"{_file(folder, number)} was saved as one of {found} files, but {_file(folder, 0)} as "
+                f"one of {count}. Resume from another checkpoint."
             )
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
 
 
-def _open_file(folder: Path, rank: int, stack: ExitStack) -> Any:
-    path = _file(folder, rank)
+def _open_file(folder: Path, number: int) -> Any:
+    path = _file(folder, number)
     try:
-        file = stack.enter_context(safe_open(path, framework="pt"))
+        file = safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from error
     if (file.metadata() or {}).get("format") != FORMAT:
@@ -339,9 +316,6 @@ def _check(trained: list[_Trained], saved: dict[str, Any], folder: Path) -> None
     for each in trained:
         if each.name not in keys:
             raise CheckpointError(f"'{each.name}' is trained here, but was not saved. {same}")
-        shape = tuple(saved[f"{each.name}/{MASTER}"].get_slice(f"{each.name}/{MASTER}").get_shape())
-        if shape != each.shape:
-            raise CheckpointError(f"'{each.name}' was saved as {shape}, but is {each.shape} here. {same}")
         if keys[each.name] != set(each.keys):
             found, needed = (
                 ", ".join(sorted(names - {MASTER})) for names in (keys[each.name], set(each.keys))
@@ -350,16 +324,19 @@ def _check(trained: list[_Trained], saved: dict[str, Any], folder: Path) -> None
                 f"The optimiser's state of '{each.name}' was saved as {found}, but this optimiser has "
                 f"{needed}. Resume with the optimiser of the run that wrote {folder}."
             )
+        master = f"{each.name}/{MASTER}"
+        shape = tuple(saved[master].get_slice(master).get_shape())
+        if shape != each.shape:
+            raise CheckpointError(f"'{each.name}' was saved as {shape}, but is {each.shape} here. {same}")
 
 
 def _raise_on_all_ranks(failure: str | None) -> None:
     """Raise the first rank's failure everywhere, so that none waits for the others; also a barrier."""
     failures: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure)
-    for each in failures:
-        if each is not None:
-            raise CheckpointError(each)
+    if first := next(filter(None, failures), None):
+        raise CheckpointError(first)
 
 
-def _file(folder: Path, rank: int) -> Path:
-    return folder / f"training-state-{rank:05d}.safetensors"
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{TRAINING_STATE}{number:05d}.safetensors"
