@@ -19,10 +19,15 @@ class Demonstration:
 class SelfPlayPair:
     """An annotated response y beside the response y' that an opponent wrote to the same prompt.
 
-    `synthetic_tokens` ends with the end token when `finish_reason` is `stop`; a response cut at the
-    length limit (`length`) has none and is trained on as it is. `version` is the opponent's weights
-    version. `initial_tokens` is what the first model wrote, for objectives that compare with it; empty for
-    all others, and in the first iteration, where y' is that very response.
+    `synthetic_tokens` ends with the end token, or a text of `generation.stop`, when `finish_reason` is
+    `stop`; a response cut at the length limit (`length`) has none and is trained on as it is. `version` is
+    the opponent's weights version. `replica` counts the responses to the same prompt from 0.
+    `initial_tokens` is what the first model wrote, for objectives that compare with it; empty for all
+    others, and in the first iteration, where y' is that very response.
+
+    `reference` holds log p of y and y' under the opponent at temperature 1, in nats, each summed over the
+    response's tokens, the last one included and the prompt left out; empty where the learner computes them
+    (`learner.reference`).
     """
 
     iteration: int
@@ -33,6 +38,8 @@ class SelfPlayPair:
     finish_reason: FinishReason
     version: int
     initial_tokens: list[int] = field(default_factory=list)
+    replica: int = 0
+    reference: list[float] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +59,9 @@ class StepReport:
 
     Rewards are sequence log-ratios in nats, `*_sd` their standard deviations over the batch, `ess_*`
     effective sample sizes in sequences, `response_tokens` the mean length. `truncated` counts pairs whose
-    synthetic response was cut, `identical` those in which it is the annotated one. `grad_norm` is before
+    synthetic response was cut, `identical` those in which it is the annotated one. `abs_reward_*` are mean
+    and maximum of |reward| / length over all responses, in nats per token: on the first step against
+    weights that the policy still equals, the mismatch of the two scorings. `grad_norm` is before
     clipping. A step is `skipped`, and has no `grad_norm`, if loss or gradient was not finite.
     """
 
@@ -70,6 +79,8 @@ class StepReport:
     truncated: int
     identical: int
     response_tokens: float
+    abs_reward_mean: float = 0.0
+    abs_reward_max: float = 0.0
 
 
 @dataclass(frozen=True)

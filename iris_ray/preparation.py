@@ -13,9 +13,10 @@ from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, PreparedData, demonstration, load_prepared, prepare_data
 from iris_ray.data.rows import Rows, read_rows
 from iris_ray.data.sources import HUB_TIMEOUT_S
-from iris_ray.errors import ModelError, RunFolderError
+from iris_ray.errors import ConfigError, ModelError, RunFolderError
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
+from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.lora import meta_model, target_modules
 from iris_ray.plugins import configured_objective
 from iris_ray.run_folder import RunFolder
@@ -42,13 +43,21 @@ class Prepared:
 
 def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for what a schema cannot see: plug-ins, names in registries, patterns."""
-    configured_objective(config)
+    objective = configured_objective(config)
+    if config.learner.reference == "generator" and "initial" in objective.responses:
+        raise ConfigError(
+            f"learner.reference: 'generator' does not fit objective.name={objective.name}, which looks at "
+            "the first model's responses: generators score only those of their own pairs. Set it to learner."
+        )
     Game(config)
     check_pattern(config.evaluation.answer_pattern)
 
 
 def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
-    """Read and tokenise the data into the run folder. Raises `DataError` or `ModelError`."""
+    """Read and tokenise the data into the run folder.
+
+    Raises `DataError` or `ModelError`, and `ConfigError` for stop texts that the tokenizer does not have.
+    """
     if config.model.scratch:
         rows = _rows(config)
         tokenizer: PreTrainedTokenizerBase
@@ -59,6 +68,7 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         parameters = count_parameters(config)
         tokenizer = load_tokenizer(config)
         rows = _rows(config)
+    single_tokens(config.generation.stop, tokenizer)
     data = prepare_data(rows, tokenizer, config, folder.data)
     tokenizer.save_pretrained(folder.data / TOKENIZER)
     return Prepared(tokenizer, parameters, data)
@@ -84,7 +94,7 @@ def reopen(config: RunConfig, folder: RunFolder) -> Prepared:
 def _count_made_parameters(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     assert config.model.scratch is not None
     with torch.device("meta"):
-        model = build_model(config.model.scratch, tokenizer, config.max_length, config.run.seed)
+        model = build_model(config.model.scratch, tokenizer, config.window, config.run.seed)
     return _counted(model, config)
 
 
@@ -103,7 +113,7 @@ def make_model(config: RunConfig, folder: RunFolder, prepared: Prepared, progres
     tokenizer, seed = prepared.tokenizer, config.run.seed
     # Models this small gain little from a second thread, and lose much where cores are shared.
     torch.set_num_threads(1)
-    model = build_model(spec, tokenizer, config.max_length, seed)
+    model = build_model(spec, tokenizer, config.window, seed)
     train, holdout = (
         list(map(demonstration, split)) for split in (prepared.data.train, prepared.data.holdout)
     )
@@ -150,10 +160,10 @@ def count_parameters(config: RunConfig) -> int:
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(config, "model", error) from error
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and config.max_length > context:
+    if context is not None and config.window > context:
         raise ModelError(
             f"data.max_prompt_tokens={config.data.max_prompt_tokens} and data.max_response_tokens="
-            f"{config.data.max_response_tokens} need a context of {config.max_length} tokens, but "
+            f"{config.data.max_response_tokens} need a context of {config.window} tokens, but "
             f"{config.model.path} has {context}. Lower them."
         )
     return _counted(model, config)

@@ -36,6 +36,8 @@ PAIR_SCHEMA = pa.schema(
         pa.field("position", pa.int64()),
         *(field for field in SCHEMA if field.name not in TEXTS),
         pa.field("initial_tokens", pa.list_(pa.int32())),
+        pa.field("replica", pa.int32()),
+        pa.field("reference", pa.list_(pa.float64())),
     ]
 )
 

@@ -1,10 +1,12 @@
 """What a step knows of its batch, and what a round keeps of its last steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from iris_ray.contracts import SelfPlayPair
-from iris_ray.learner.batch_rows import BatchRows
+from iris_ray.learner.batch_rows import BatchRows, given_references
 from iris_ray.learner.round_tail import RoundTail
 from iris_ray.objectives import build_objective
 
@@ -13,7 +15,7 @@ def batch_rows(step: int, present: int = 2) -> BatchRows:
     """Two pairs whose rewards follow from `step`; the second was cut and is no copy."""
     pairs = [
         SelfPlayPair(1, 7, [1], [1] * 9, [1] * 9, "stop", 0),
-        SelfPlayPair(1, 2**40, [1], [1] * 19, [2] * 21, "length", 0),
+        SelfPlayPair(1, 2**40, [1], [1] * 19, [2] * 21, "length", 0, replica=3),
     ]
     logprobs = torch.full((2, 3), torch.nan, dtype=torch.float64)
     references = logprobs.clone()
@@ -24,10 +26,19 @@ def batch_rows(step: int, present: int = 2) -> BatchRows:
 
 def test_rows_tell_prompts_lengths_cuts_and_copies():
     rows = batch_rows(step=3)
-    assert rows.prompt_ids == [7, 2**40]
+    assert (rows.prompt_ids, rows.replicas) == ([7, 2**40], [0, 3])
     assert (len(rows), rows.truncated, rows.identical) == (2, 1, 1)
     assert rows.tokens.tolist() == [[9, 9], [19, 21]]
     assert rows.rewards[:, :2].tolist() == [[3, -3], [5, -3]]
+
+
+def test_references_that_pairs_bring():
+    pair = SelfPlayPair(1, 7, [1], [1], [2], "stop", 0, reference=[-1 / 3, -2.5])
+    rows = given_references([pair, replace(pair, initial_tokens=[3], reference=[-1.0, -2.0, -3.0])])
+    assert rows[0, :2].tolist() == [-1 / 3, -2.5]  # in float64, as they came
+    assert rows[0, 2].isnan()
+    assert rows[1].tolist() == [-1, -2, -3]
+    assert given_references([]).shape == (0, 3)
 
 
 def test_a_rank_without_pairs_has_a_table_without_rows():

@@ -106,20 +106,21 @@ def groups_of_each_size(seed: int = 0) -> list[PromptGroup]:
 GROUPS = groups_of_each_size()
 
 
-def one_by_one(model: PreTrainedModel, groups: list[PromptGroup]) -> torch.Tensor:
+def one_by_one(model: PreTrainedModel, groups: list[PromptGroup], temperature: float = 1.0) -> torch.Tensor:
     """log p of each sequence from the full table of its own forward pass: (S,)."""
     scores = []
     for prompt, responses in groups:
         for response in responses:
             logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0]
-            table = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            table = (wide / temperature).log_softmax(-1)
             predicted = table[len(prompt) - 1 : -1]
             scores.append(predicted.gather(1, torch.tensor(response)[:, None]).sum())
     return torch.stack(scores)
 
 
-def by_scorer(scorer: SequenceScorer, groups: list[PromptGroup]) -> torch.Tensor:
-    batch = scorer.lay_out(groups)
+def by_scorer(scorer: SequenceScorer, groups: list[PromptGroup], temperature: float = 1.0) -> torch.Tensor:
+    batch = scorer.lay_out(groups, temperature)
     return batch.sum_by_sequence(scorer(batch))
 
 
@@ -181,6 +182,20 @@ def test_the_fastest_way_is_found(architecture, scorer):
 
 def test_scores_and_gradients_are_those_of_sequences_one_by_one(architecture, model, scorer):
     assert_scores_and_gradients_agree(scorer, model, ROUNDING)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_scores_at_a_temperature_are_those_of_logits_divided_by_it(
+    temperature, architecture, model, scorer, monkeypatch
+):
+    expected_S, plain_S = one_by_one(model, GROUPS, temperature), one_by_one(model, GROUPS)
+    assert ((plain_S - expected_S).abs() / expected_S.abs()).min() > 1e4 * ROUNDING
+    for logits_bytes in (sequence_scorer.LOGITS_BYTES, 4 * VOCABULARY * 3):
+        monkeypatch.setattr(sequence_scorer, "LOGITS_BYTES", logits_bytes)
+        found_S = by_scorer(scorer, GROUPS, temperature)
+        assert_same({"scores": found_S}, {"scores": expected_S}, ROUNDING)
+        assert_same({"scores": by_scorer(scorer, GROUPS)}, {"scores": plain_S}, ROUNDING)
 
 
 @torch.no_grad()
@@ -290,6 +305,8 @@ def test_compiled_layers_give_the_same_whatever_the_shape():
         with torch.compiler.set_stance(stance):
             found_S = by_scorer(compiled, groups)
             found = gradients(found_S, compiled.model)
+            tempered_S = by_scorer(compiled, groups, 0.7)
         expected_S = by_scorer(plain, groups)
         assert_same({"scores": found_S.detach()}, {"scores": expected_S.detach()}, 1e-5)
         assert_same(found, gradients(expected_S, plain.model), 1e-5)
+        assert_same({"scores": tempered_S}, {"scores": by_scorer(plain, groups, 0.7)}, 1e-5)

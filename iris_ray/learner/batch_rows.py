@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from iris_ray.contracts import SelfPlayPair
+from iris_ray.errors import IrisRayError
 from iris_ray.gap import PairMeans
 from iris_ray.objectives import LogProbObjective, Objective, build_objective, coefficients
 from iris_ray.objectives.registry import RESPONSES
@@ -13,13 +14,30 @@ from iris_ray.objectives.registry import RESPONSES
 KINDS = len(RESPONSES)
 
 
+def given_references(pairs: Sequence[SelfPlayPair]) -> torch.Tensor:
+    """The opponent's sequence log-probs that `pairs` bring, (N, KINDS) float64, NaN where there is none.
+
+    Raises `IrisRayError` if a pair does not bring one for each of its responses.
+    """
+    references = torch.full((len(pairs), KINDS), torch.nan, dtype=torch.float64)
+    for row, pair in zip(references, pairs, strict=True):
+        if len(pair.reference) != len(pair.responses):
+            raise IrisRayError(
+                f"the pair of prompt {pair.prompt_id} has {len(pair.reference)} reference log-probs for "
+                f"{len(pair.responses)} responses. With learner.reference=generator the generator that "
+                "wrote the pair must score them; with learner.reference=learner nothing is asked of it."
+            )
+        row[: len(pair.reference)] = torch.tensor(pair.reference, dtype=torch.float64)
+    return references
+
+
 @dataclass(frozen=True)
 class BatchRows:
-    """`table` (N, 11) float64, one row a pair.
+    """`table` (N, 12) float64, one row a pair.
 
     Its columns in groups: sequence log-probs in nats under the policy and under the opponent, of the
-    annotated, the synthetic and the first model's response (NaN where there is none); the prompt's id;
-    lengths of the first two responses in tokens; whether y' was cut; whether y' is y.
+    annotated, the synthetic and the first model's response (NaN where there is none); the ids of
+    prompt and replica; lengths of the first two responses in tokens; whether y' was cut; whether y' is y.
     """
 
     table: torch.Tensor
@@ -32,6 +50,7 @@ class BatchRows:
         facts = [
             (
                 pair.prompt_id,
+                pair.replica,
                 len(pair.real_tokens),
                 len(pair.synthetic_tokens),
                 pair.finish_reason == "length",
@@ -39,7 +58,7 @@ class BatchRows:
             )
             for pair in pairs
         ]
-        return cls(torch.cat([logprobs, references, torch.tensor(facts, dtype=torch.float64).view(-1, 5)], 1))
+        return cls(torch.cat([logprobs, references, torch.tensor(facts, dtype=torch.float64).view(-1, 6)], 1))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -62,6 +81,11 @@ class BatchRows:
     @property
     def prompt_ids(self) -> list[int]:
         """The prompts' ids."""
+        return self.table[:, -6].long().tolist()
+
+    @property
+    def replicas(self) -> list[int]:
+        """Which of the responses to its prompt each y' is, from 0."""
         return self.table[:, -5].long().tolist()
 
     @property

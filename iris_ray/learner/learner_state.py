@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from iris_ray.errors import CheckpointError
 from iris_ray.game import Round
-from iris_ray.learner.batch_rows import BatchRows
+from iris_ray.learner.batch_rows import KINDS, BatchRows
 from iris_ray.learner.random_state import load_random_state, save_random_state
 from iris_ray.learner.round_tail import RoundTail
 from iris_ray.learner.self_play_learner import SelfPlayLearner
@@ -46,12 +46,13 @@ def save_learner(learner: SelfPlayLearner, progress: RoundProgress | None, folde
     plain: dict[str, Any] = {"ranks": ranks, "skipped_in_a_row": learner.skipped_in_a_row, "round": None}
     if progress is None:
         return plain
-    share = {
-        name: weight.cpu().clone()
-        for index, (name, weight) in enumerate(learner.weights(opponent=True))
-        if index % ranks == rank
-    }
-    save_file(share, folder / f"opponent-{rank:05d}.safetensors")
+    if learner.players.keeps_opponent:
+        share = {
+            name: weight.cpu().clone()
+            for index, (name, weight) in enumerate(learner.weights(opponent=True))
+            if index % ranks == rank
+        }
+        save_file(share, folder / f"opponent-{rank:05d}.safetensors")
     if rank == 0:
         save_file(_round_tensors(learner, progress.tail), folder / "round.safetensors")
     return plain | {"round": asdict(progress.round), "steps": progress.steps, "step": progress.step}
@@ -73,9 +74,11 @@ def load_learner(learner: SelfPlayLearner, plain: dict[str, Any], folder: Path) 
     learner.start_round(progress.round.iteration, progress.steps)
     for _ in range(progress.step):
         learner.lr_scheduler.step()
-    _load_opponent(learner, [folder / f"opponent-{rank:05d}.safetensors" for rank in range(plain["ranks"])])
+    if learner.players.keeps_opponent:
+        files = [folder / f"opponent-{rank:05d}.safetensors" for rank in range(plain["ranks"])]
+        _load_opponent(learner, files)
     with safe_open(folder / "round.safetensors", "pt") as file:
-        ids, references = file.get_tensor("prompt_ids"), file.get_tensor("references")
+        ids, references = file.get_tensor("pair_ids"), file.get_tensor("references")
         learner.references.update(zip(ids.tolist(), references, strict=True))
         for table in file.get_tensor("tail").split(file.get_tensor("tail_sizes").tolist()):
             progress.tail.add(BatchRows(table))
@@ -83,9 +86,11 @@ def load_learner(learner: SelfPlayLearner, plain: dict[str, Any], folder: Path) 
 
 
 def _round_tensors(learner: SelfPlayLearner, tail: RoundTail) -> dict[str, torch.Tensor]:
+    # None at all if the pairs bring their own.
+    references = [torch.empty(0, KINDS), *(row[None] for row in learner.references.values())]
     return {
-        "prompt_ids": torch.tensor(list(learner.references)),
-        "references": torch.stack(list(learner.references.values())),
+        "pair_ids": torch.tensor(list(learner.references)),
+        "references": torch.cat(references),
         # No rows at all if every step was skipped.
         "tail": torch.cat([torch.empty(0), *(rows.table for rows in tail.rows)]),
         "tail_sizes": torch.tensor([len(rows) for rows in tail.rows]),
@@ -96,7 +101,7 @@ def _load_opponent(learner: SelfPlayLearner, files: list[Path]) -> None:
     saved: dict[str, torch.Tensor] = {}
     for path in files:
         saved |= load_file(path)
-    names = {name for name, _ in learner.players.weights(opponent=True)}
+    names = {name for name, _ in learner.players.policy_weights()}
     if names != saved.keys():
         raise CheckpointError(
             f"{files[0].parent}: the opponent in it is not that of this model. Only one of the two has "

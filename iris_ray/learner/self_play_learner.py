@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, StepReport
 from iris_ray.errors import IrisRayError
-from iris_ray.learner.batch_rows import KINDS, BatchRows
+from iris_ray.learner.batch_rows import KINDS, BatchRows, given_references
 from iris_ray.learner.engine import build_engine, take_step
 from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.micro_batches import micro_batches
@@ -40,8 +40,10 @@ class StepResult:
 class SelfPlayLearner:
     """Trains a policy against a frozen opponent.
 
-    Needs an initialised `torch.distributed` group. The objective runs over the whole batch of a step:
-    loss, gradient and trained weights do not depend on micro-batch size or number of ranks.
+    log p of the opponent is computed here, once for each pair, or comes with the pairs, as
+    `learner.reference` says. Needs an initialised `torch.distributed` group. The objective runs over the
+    whole batch of a step: loss, gradient and trained weights do not depend on micro-batch size or number of
+    ranks.
     """
 
     def __init__(self, model: PreTrainedModel, config: RunConfig, device: torch.device):
@@ -52,7 +54,7 @@ class SelfPlayLearner:
         nn.Module.to(model, device).eval()
         cast_parameters(model, config.model.dtype)
         self.players = build_players(model, config)
-        self.references: dict[int, torch.Tensor] = {}
+        self.references: dict[int, torch.Tensor] = {}  # of each pair id, in this round
         self.skipped_in_a_row = 0
         self.engine, self.optimizer = build_engine(self.players.scorer, config.learner, config.model.dtype)
         self.gather = partial(
@@ -72,7 +74,7 @@ class SelfPlayLearner:
         Σ coefficient·log p back-propagated micro-batch by micro-batch. With a single micro-batch one
         forward pass serves both.
         """
-        self.score_references(pairs)
+        references = self._references(pairs)
         groups, batches = self._passes(pairs)
         one_pass = len(batches) == 1
         logprobs = torch.full((len(pairs), KINDS), torch.nan, dtype=torch.float64)
@@ -80,10 +82,11 @@ class SelfPlayLearner:
             sums = [batch.sum_by_sequence(self.engine(batch)) for batch in batches]
         for group, scores_S in zip(groups, sums, strict=False):
             _put(logprobs, group, scores_S.detach())
-        references = torch.stack([self.references[pair.prompt_id] for pair in pairs] or [logprobs[0:0]])
-        table, mine = gather_rows(BatchRows.of(pairs, logprobs, references.view(-1, KINDS)).table)
+        table, mine = gather_rows(BatchRows.of(pairs, logprobs, references).table)
         rows = BatchRows(table)
-        self.references |= zip(rows.prompt_ids, rows.references, strict=True)
+        if self.config.learner.reference == "learner":
+            ids = map(self._pair_id, rows.prompt_ids, rows.replicas)
+            self.references |= zip(ids, rows.references, strict=True)
         loss, factors = rows.coefficients(self.objective, alpha)
 
         learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -114,23 +117,39 @@ class SelfPlayLearner:
                 "learner.max_skipped_steps says how many may be skipped."
             )
 
+    def _references(self, pairs: Sequence[SelfPlayPair]) -> torch.Tensor:
+        """Sequence log-probs of `pairs` under the opponent, (N, KINDS) float64, NaN where there is none."""
+        if self.config.learner.reference == "generator":
+            return given_references(pairs)
+        self.score_references(pairs)
+        rows = [self.references[self._pair_id(pair.prompt_id, pair.replica)] for pair in pairs]
+        return torch.stack(rows) if rows else torch.empty(0, KINDS, dtype=torch.float64)
+
     @torch.no_grad()
     def score_references(self, pairs: Sequence[SelfPlayPair]) -> None:
         """Have the opponent score those of `pairs` that it has not scored in this round yet.
 
         Every step does this for its own pairs, so each is scored once, whatever the number of passes.
+        Scored is the distribution that was sampled from, softmax(logits / `generation.temperature`).
         """
-        new = [pair for pair in pairs if pair.prompt_id not in self.references]
+        by_id = {self._pair_id(pair.prompt_id, pair.replica): pair for pair in pairs}
+        ids = [pair_id for pair_id in by_id if pair_id not in self.references]
+        new = [by_id[pair_id] for pair_id in ids]
         scores = torch.full((len(new), KINDS), torch.nan, dtype=torch.float64)
-        groups, batches = self._passes(new)
+        groups, batches = self._passes(new, self.config.generation.temperature)
         with self.players.opponent_scorer(self.engine) as opponent:
             for index, batch in enumerate(batches):
                 scores_S = batch.sum_by_sequence(opponent(batch))
                 if index < len(groups):
                     _put(scores, groups[index], scores_S)
-        self.references |= zip([pair.prompt_id for pair in new], scores, strict=True)
+        self.references |= zip(ids, scores, strict=True)
 
-    def _passes(self, pairs: Sequence[SelfPlayPair]) -> tuple[list[list[int]], list[TokenBatch]]:
+    def _pair_id(self, prompt_id: int, replica: int) -> int:
+        return prompt_id * self.config.generation.n + replica
+
+    def _passes(
+        self, pairs: Sequence[SelfPlayPair], temperature: float = 1.0
+    ) -> tuple[list[list[int]], list[TokenBatch]]:
         """`pairs` in micro-batches, and their layouts, followed by idle ones up to other ranks' number.
 
         Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank.
@@ -140,27 +159,30 @@ class SelfPlayLearner:
         prompts = [PromptGroup(pair.prompt_tokens, pair.responses) for pair in pairs]
         laid_out = [[prompts[i] for i in group] for group in groups]
         laid_out += [[IDLE]] * (largest_over_ranks(len(groups)) - len(groups))
-        return groups, [self.players.scorer.lay_out(batch) for batch in laid_out]
+        return groups, [self.players.scorer.lay_out(batch, temperature) for batch in laid_out]
 
     def weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """What is published of the policy, or of the opponent, whole on every rank: all weights, or those
         of the adapter.
 
-        A tied parameter comes once. Every rank must run through all of them (ZeRO-3 gathers).
+        A tied parameter comes once, and may live until the next only. Every rank must run through all of
+        them (ZeRO-3 gathers). Raises `IrisRayError` if no opponent is kept (`players.keeps_opponent`).
         """
-        for name, parameter in self.players.weights(opponent):
+        players = self.players
+        for name, parameter in players.opponent_weights() if opponent else players.policy_weights():
             with self.gather([parameter]):
                 yield name, parameter.detach()
 
     def set_opponent(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace the opponent's weights by those that `weights(opponent=True)` gave; every rank calls it."""
-        for name, parameter in self.players.weights(opponent=True):
-            with torch.no_grad(), self.gather([parameter]):
-                parameter.copy_(weights[name])
+        self.players.set_opponent(weights, self.gather)
 
     @torch.no_grad()
     def token_logprobs(self, sequences: Sequence[list[int]], opponent: bool = False) -> list[list[float]]:
-        """log p of every token but the first, in nats, for each token sequence."""
+        """log p of every token but the first at temperature 1, in nats, for each token sequence.
+
+        Every rank must call it. `opponent` raises as in `weights`.
+        """
         groups = [PromptGroup(tokens[:1], [tokens[1:]]) for tokens in sequences]
         batch = self.players.scorer.lay_out(groups)
         with self.players.opponent_scorer(self.engine) if opponent else nullcontext(self.engine) as scorer:
@@ -181,6 +203,7 @@ def _report(
     rows: BatchRows, loss: float, factors: torch.Tensor, grad_norm: float | None, learning_rate: float
 ) -> StepReport:
     real, synthetic, _ = rows.rewards.T
+    distances = rows.rewards[:, :2].abs() / rows.tokens
     return StepReport(
         loss=loss,
         reward_real=real.mean().item(),
@@ -196,6 +219,8 @@ def _report(
         truncated=rows.truncated,
         identical=rows.identical,
         response_tokens=rows.tokens.mean().item(),
+        abs_reward_mean=distances.mean().item(),
+        abs_reward_max=distances.max().item(),
     )
 
 

@@ -4,6 +4,7 @@ Shapes: B rows of T tokens, R response tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,12 +55,16 @@ class SequenceScorer(nn.Module):
             model.set_attn_implementation(before)
         return cls(model, plain_head=plain)
 
-    def lay_out(self, groups: Sequence[PromptGroup]) -> TokenBatch:
+    def lay_out(self, groups: Sequence[PromptGroup], temperature: float = 1.0) -> TokenBatch:
         """Prompts and responses in the layout that `forward` takes, on the model's device."""
-        return (pack if self.shares_prompts else pad)(groups).to(self.model.device)
+        batch = (pack if self.shares_prompts else pad)(groups)
+        return replace(batch, temperature=temperature).to(self.model.device)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
-        """log p of each response token given the tokens before it, in nats: (R,), float32 or wider."""
+        """log p of each response token given the tokens before it, in nats: (R,), float32 or wider.
+
+        p is softmax(logits / `batch.temperature`), token by token: what is sampled from at it.
+        """
         given: dict[str, Any] = {"input_ids": batch.tokens_BT, "use_cache": False}
         if batch.shared is not None:
             given |= {"position_ids": batch.positions_BT, "shared_prompts": batch.shared}
@@ -68,28 +73,32 @@ class SequenceScorer(nn.Module):
                 logits_RV = self.model(**given, logits_to_keep=batch.predictors_R).logits[0]
             else:
                 logits_RV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.predictors_R)
-            return _logprobs(logits_RV, batch.labels_R)
+            return _logprobs(logits_RV, batch.labels_R, batch.temperature)
         hidden_BTD = self.model.get_decoder()(**given).last_hidden_state
         hidden_RD = hidden_BTD.flatten(0, 1).index_select(0, batch.predictors_R)
-        return self._head_logprobs(hidden_RD, batch.labels_R)
+        return self._head_logprobs(hidden_RD, batch.labels_R, batch.temperature)
 
-    def _head_logprobs(self, hidden_RD: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
+    def _head_logprobs(
+        self, hidden_RD: torch.Tensor, labels_R: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
         head = self.model.get_output_embeddings()
         rows = max(1, LOGITS_BYTES // (4 * self.model.config.get_text_config().vocab_size))
         if len(labels_R) <= rows:
-            return _logprobs(head(hidden_RD), labels_R)
+            return _logprobs(head(hidden_RD), labels_R, temperature)
 
         def chunk(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return _logprobs(head(hidden), labels)
+            return _logprobs(head(hidden), labels, temperature)
 
         # The backward pass computes a chunk's logits once more instead of keeping them all.
         chunks = zip(hidden_RD.split(rows), labels_R.split(rows), strict=True)
         return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in chunks])
 
 
-def _logprobs(logits_RV: torch.Tensor, labels_R: torch.Tensor) -> torch.Tensor:
-    wide = torch.promote_types(logits_RV.dtype, torch.float32)
-    return -F.cross_entropy(logits_RV.to(wide), labels_R, reduction="none")
+def _logprobs(logits_RV: torch.Tensor, labels_R: torch.Tensor, temperature: float) -> torch.Tensor:
+    wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+    if temperature != 1:
+        wide_RV = wide_RV / temperature
+    return -F.cross_entropy(wide_RV, labels_R, reduction="none")
 
 
 def _has_plain_head(model: PreTrainedModel, batch: TokenBatch) -> bool:
