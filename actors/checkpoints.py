@@ -16,6 +16,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from iris_ray.checkpoints import BEGINNING, CheckpointStorage, read_state, write_state
 from iris_ray.game import Round
 from iris_ray.learner.learner_state import RoundProgress, load_learner, save_learner
+from iris_ray.refresh import newest_version
 from iris_ray.round_buffer import StoredPair
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import ROW_GROUP, read_pairs, write_pairs
@@ -39,26 +40,33 @@ class Checkpoints:
         for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def save(self, version: int, progress: RoundProgress | None) -> None:
-        """Write everything that decides the future; `version` is the newest that was published.
+    def save(self, progress: RoundProgress, next_version: int | None = None) -> None:
+        """Write everything that decides the future, in the middle of a round or at its end.
 
-        Returns when it lies on this node; the way into storage goes on beside training.
+        `next_version` is the one to be published next once the round is over. Returns when the checkpoint
+        lies on this node; the way into storage goes on beside training.
         """
+        between = next_version is not None
+        version = (
+            next_version
+            if between
+            else newest_version(progress.round, progress.step, self.rank.refresh_every)
+        )
         folder = Path(tempfile.mkdtemp(prefix=self.prefix))
-        plain = save_learner(self.rank.learner, progress, folder)
+        plain = save_learner(self.rank.learner, None if between else progress, folder)
         actors = self._save_actors(folder) if self.rank.rank == 0 else {}
         files: list[Any] = [None] * self.rank.ranks
         dist.all_gather_object(files, [(path.name, path.stat().st_size) for path in folder.iterdir()])
-        iteration = progress.round.iteration if progress else version
-        where = {"iteration": iteration, "step": progress.step if progress else 0}
+        iteration = progress.round.iteration
+        where = {"iteration": iteration, "step": 0 if between else progress.step}
         if self.rank.rank == 0:
-            state = where | {"between": progress is None, "version": version, "learner": plain} | actors
+            state = where | {"between": between, "version": version, "learner": plain} | actors
             write_state(folder, state, chain(*files))
         ray.train.report(
             {"version": version},
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_dir_name=f"iteration-{iteration:03d}"
-            + (f"-step-{progress.step:05d}" if progress else ""),
+            + ("" if between else f"-step-{progress.step:05d}"),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )

@@ -25,7 +25,8 @@ class Cluster:
         self.joined = not ray.is_initialized()
         self.dashboard_url: str | None = None
         if self.joined:
-            self.dashboard_url = _connect(config.run.ray_address)
+            self.dashboard_url = connect(config.run.ray_address)
+        self.address: str = ray.get_runtime_context().gcs_address
         try:
             _check_name(config.run.name)
             check_resources(needs(config, parameters), ray.available_resources())
@@ -42,7 +43,11 @@ class Cluster:
             ray.shutdown()
 
 
-def _connect(address: str | None) -> str | None:
+def connect(address: str | None) -> str | None:
+    """Join the cluster at `address`, or start a local one for `None`; returns the dashboard's URL.
+
+    Raises `ConfigError` if no cluster answers.
+    """
     if address and ":" in address:
         _check_reachable(address)
     try:

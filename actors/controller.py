@@ -72,11 +72,14 @@ class Controller:
 
     async def _next_round(self, version: int) -> tuple[Round, int] | None:
         buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
+        made = self.game.iterations
         round_ = self.game.next_round(version)
         if round_ is None:
-            await self._evaluate(version)
+            await self._evaluate(version, made)
             return None
         await names.find(self.config.run.name, names.GENERATOR_POOL).wait_ready.remote()
+        if self.config.schedule.refresh != "iteration":
+            await self._evaluate(version, made)  # before generators go on to newer weights
         steps = await buffer.open_round.remote(round_)
         self.records.round_opened(round_, steps)
         await self.go_on_beside(round_)
@@ -84,7 +87,9 @@ class Controller:
 
     async def go_on_beside(self, round_: Round) -> None:
         """Evaluate the opponent and archive what it writes, beside the training against it."""
-        self.beside_training = asyncio.gather(self._evaluate(round_.version), self._archive(round_))
+        self.beside_training = asyncio.gather(
+            self._evaluate(round_.version, round_.iteration - 1), self._archive(round_)
+        )
 
     def round_started(self, start: PairMeans) -> Round:
         """The open round after its first step, with the order that the rest of it is trained at."""
@@ -94,26 +99,29 @@ class Controller:
             self.records.order_set(round_)
         return round_
 
-    async def round_ended(self, end: PairMeans) -> None:
-        """Take in how the round ended, and wait for what went on beside it."""
+    async def round_ended(self, end: PairMeans, waited: float) -> None:
+        """Take in how the round ended, and wait for what went on beside it.
+
+        The learner waited `waited` seconds for batches.
+        """
         self.game.measured_end(end)
-        self.records.round_closed(end)
+        self.records.round_closed(end, waited)
         assert self.beside_training is not None
         await self.beside_training
         self.beside_training = None
         await names.find(self.config.run.name, names.SAMPLE_BUFFER).close_round.remote()
 
-    async def _evaluate(self, version: int) -> None:
-        """Answer the held-out prompts with weights `version` and score the answers."""
-        if self.records.evaluated_version == version:
-            return  # before the checkpoint that the run went back to
+    async def _evaluate(self, version: int, iteration: int) -> None:
+        """Answer the held-out prompts with weights `version`, made by `iteration`, and score the answers."""
+        if self.records.evaluated_iteration == iteration:
+            return  # before, or before the checkpoint that the run went back to
         score = None
         if len(self.holdout):
             pool = names.find(self.config.run.name, names.GENERATOR_POOL)
             tokens = await pool.answer.remote(list(self.holdout["prompt_tokens"]), version)
             answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
             score = exact_match(answers, self.holdout["response_text"], self.config.evaluation.answer_pattern)
-        self.records.evaluated(version, score)
+        self.records.evaluated(iteration, score)
 
     async def _archive(self, round_: Round) -> None:
         """Write the round's pairs to Parquet once all are written."""
@@ -124,11 +132,15 @@ class Controller:
         path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"
         await asyncio.to_thread(write_samples, path, map(ray.get, chunks), self.tokenizer)
 
-    def record_step(self, report: StepReport) -> None:
-        self.records.stepped(report)
+    def record_step(self, report: StepReport, staleness: list[int]) -> None:
+        self.records.stepped(report, staleness)
 
     def record_update(self, update: Update) -> None:
         self.records.updated(update)
+
+    def record_generator(self, name: str, event: str, reason: str | None) -> None:
+        """A generator is `ready`, `died`, was `drained` or `finished`."""
+        self.records.generator(name, event, reason)
 
     def status(self) -> dict:
         return self.records.status() | {"failure": self.failure, "learner_starts": self.learner_starts}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from iris_ray.errors import IrisRayError, ResourceError
+from iris_ray.errors import EngineError, IrisRayError, ParityError, ResourceError
 
 
 def user_error(error: BaseException) -> BaseException:
@@ -21,6 +21,26 @@ def user_error(error: BaseException) -> BaseException:
                 "/tmp/ray/session_latest/logs of its node; out of memory is the most frequent reason."
             )
     return error
+
+
+def generator_failure(error: BaseException) -> str | None:
+    """Why a generator failed, in a line, if another in its place may do better; `None` for all else.
+
+    It died or was lost with its node; its engine died; it took too long; its weights are not proven.
+    """
+    if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
+        return str(error).strip().splitlines()[0]
+    for cause in _causes(error):
+        if isinstance(cause, EngineError | ParityError | TimeoutError) and not isinstance(
+            cause, RayTaskError
+        ):
+            return str(cause) or type(cause).__name__
+    return None
+
+
+def is_parity_error(error: BaseException) -> bool:
+    """Whether a generator's log-probs differed from the learner's."""
+    return any(isinstance(cause, ParityError) for cause in _causes(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

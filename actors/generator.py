@@ -2,15 +2,15 @@
 
 import asyncio
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors import names
-from actors.sample_buffer import Lease, RoundKey, Task
+from actors.sample_buffer import RoundKey, Task
 from actors.weight_updates import WeightUpdates
 from iris_ray.config import RunConfig
-from iris_ray.contracts import SelfPlayPair
+from iris_ray.contracts import Demonstration, SelfPlayPair
 from iris_ray.generation.in_flight import InFlight
 from iris_ray.weights.manifest import WeightManifest
 
@@ -35,7 +35,7 @@ class Generator:
         self.engine: PolicyEngine
         self.updates: WeightUpdates
         self.version: int | None = None
-        self.serial = 0
+        self.serial = 0  # of the weights in place; 0 while there are none that were proven
         self.updating = asyncio.Lock()
         self.in_flight = InFlight()
         self.outbox: asyncio.Queue[tuple[RoundKey, int, SelfPlayPair]] = asyncio.Queue()
@@ -50,37 +50,60 @@ class Generator:
         await self._load(await self.store.get.remote(None))
 
     async def play(self) -> None:
-        """Write pairs until the game is over."""
+        """Write pairs until the game is over or the buffer has no more work for this generator."""
         full = self.config.generation.concurrency
         async with asyncio.TaskGroup() as tasks:
             delivery = tasks.create_task(self._deliver())
+            writing: set[asyncio.Task[None]] = set()
             while True:
                 # One engine-full waits inside the engine, so that it never runs dry between leases.
                 await self.in_flight.at_most(full)
                 lease = await self.buffer.lease.remote(self.name, full)
                 if lease is None:
                     break
-                if not await self.use_version(lease.version):
+                version = await self.use_version(lease.version)
+                if version is None:
                     continue  # the run went back to a checkpoint, so the lease is void
                 self.in_flight.enter(len(lease.tasks))
                 for task in lease.tasks:
-                    tasks.create_task(self._write(lease, task))
+                    response = tasks.create_task(self._write(lease.round, version, task))
+                    writing.add(response)
+                    response.add_done_callback(writing.discard)
+            await asyncio.gather(*writing)
+            await self.outbox.join()
             delivery.cancel()
 
-    async def _write(self, lease: Lease, task: Task) -> None:
+    async def _write(self, round_: RoundKey, version: int, task: Task) -> None:
         demonstration = task.demonstration
-        response = await self._generate(demonstration.prompt_tokens, seed=task.seed)
+        response, reference = await self._respond(demonstration, task.seed)
         self.generated_tokens += len(response.tokens)
         pair = SelfPlayPair(
-            iteration=lease.round.iteration,
+            iteration=round_.iteration,
             prompt_id=demonstration.prompt_id,
             prompt_tokens=demonstration.prompt_tokens,
             real_tokens=demonstration.response_tokens,
             synthetic_tokens=response.tokens,
             finish_reason=response.finish_reason,
-            version=lease.version,
+            version=version,
+            replica=task.replica,
+            reference=reference,
         )
-        self.outbox.put_nowait((lease.round, task.position, pair))
+        self.outbox.put_nowait((round_, task.position, pair))
+
+    async def _respond(self, demonstration: Demonstration, seed: int) -> tuple["Response", list[float]]:
+        """A response y', and log p of y and y' under its weights if the learner asks for them."""
+        prompt, real = demonstration.prompt_tokens, demonstration.response_tokens
+        try:
+            if self.config.learner.reference == "learner":
+                return await self.engine.generate(prompt, seed=seed), []
+            response, logprob = await asyncio.gather(
+                self.engine.generate(prompt, seed=seed, with_logprob=True),
+                self.engine.response_logprob(prompt, real),
+            )
+            assert response.logprob is not None
+            return response, [logprob, response.logprob]
+        finally:
+            await self.in_flight.leave()
 
     async def _deliver(self) -> None:
         while True:
@@ -91,48 +114,59 @@ class Generator:
             for key, members in groupby(items, lambda item: item[0]):
                 _, positions, pairs = zip(*members, strict=True)
                 await self.buffer.add.remote(self.name, key, positions, list(pairs))
+            for _ in items:
+                self.outbox.task_done()
 
     async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
         """Greedy answers of weights `version` to token prompts, end token included where reached."""
-        if not await self.use_version(version):
+        if await self.use_version(version) is None:
             return [[] for _ in prompts]  # nobody waits for them any more
         self.in_flight.enter(len(prompts))
-        responses = await asyncio.gather(*[self._generate(prompt, greedy=True) for prompt in prompts])
+        responses = await asyncio.gather(*[self._answer(prompt) for prompt in prompts])
         return [response.tokens for response in responses]
 
-    async def _generate(self, prompt: list[int], seed: int | None = None, greedy: bool = False) -> "Response":
+    async def _answer(self, prompt: list[int]) -> "Response":
         try:
-            return await self.engine.generate(prompt, seed=seed, greedy=greedy)
+            return await self.engine.generate(prompt, greedy=True)
         finally:
             await self.in_flight.leave()
 
-    async def use_version(self, version: int) -> bool:
-        """Load weights `version` unless they are in place; responses under way finish first.
+    async def use_version(self, version: int) -> int | None:
+        """Load weights `version`, or newer ones if they are gone, unless they are in place.
 
-        False if there is no such version any more, as the run went back to a checkpoint.
+        Responses under way finish first. Returns the version in place; `None` if the one that was asked for
+        is of no more use, as the run went back to a checkpoint.
         """
         async with self.updating:
             manifest = await self.store.get.remote(version)
             if manifest is None:
-                return False
+                return None
             if self.serial != manifest.serial:
                 await self.in_flight.at_most(0)
                 await self._load(manifest)
-            return True
+            return self.version
 
     async def _load(self, manifest: WeightManifest) -> None:
+        self.serial = 0
         update = await self.updates.load(manifest)
         self.version, self.serial = manifest.version, manifest.serial
         await self.controller.record_update.remote(update)
 
-    async def status(self) -> dict:
+    async def heartbeat(self) -> dict[str, Any]:
+        """How it stands; raises `EngineError` if its engine died while nobody asked it for anything.
+
+        `progress` grows with every step of the engine, `busy` tells whether there is work.
+        """
+        self.engine.check_alive()
         return {
-            "name": self.name,
             "version": self.version,
             "generated_tokens": self.generated_tokens,
             "busy_seconds": self.in_flight.busy_seconds,
+            "progress": self.engine.progress.steps,
+            "busy": self.in_flight.count > 0,
         }
 
-    async def stop(self) -> None:
-        """End the engine's process too."""
+    async def leave(self) -> None:
+        """Finish what is under way for others and end the engine's processes."""
+        await self.in_flight.at_most(0)
         self.engine.shutdown()

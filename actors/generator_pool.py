@@ -1,38 +1,165 @@
-"""Membership of the generators."""
+"""Membership of the generators: who starts, serves, leaves, and who takes the place of the dead."""
 
 import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
 
 from actors import names
 from actors.environment import generator_environment
+from actors.failures import generator_failure, is_parity_error
 from actors.generator import Generator
 from iris_ray.config import RunConfig
+from iris_ray.errors import ConfigError
+from iris_ray.generation.restarts import Restarts
+from iris_ray.generation.scaling import autoscaled
 from iris_ray.resources import generator_memory
+
+POLL_S = 0.2
+HEARTBEAT_S = 1.0
+LEAVE_TIMEOUT_S = 30
+
+State = Literal["waiting", "starting", "ready", "draining"]
+
+
+@dataclass(eq=False)
+class Member:
+    """A generator: `waiting` for resources, `starting`, `ready` or `draining`."""
+
+    name: str
+    handle: ActorHandle
+    state: State = "waiting"
+    life: asyncio.Task[None] = field(init=False)
+    drain_until: float = float("inf")
+    beat: dict[str, Any] = field(
+        default_factory=lambda: {"version": None, "generated_tokens": 0, "busy_seconds": 0.0}
+    )
 
 
 @ray.remote(num_cpus=0)
 class GeneratorPool:
-    """Starts generators, keeps them playing, spreads evaluation prompts over them."""
+    """Keeps as many generators playing as are wanted, spreads evaluation prompts over them.
+
+    A generator that dies, hangs or holds weights that are not proven is replaced by a new one under a new
+    name, so that nothing that the old one still sends can be taken for the new one's.
+    """
 
     def __init__(self, config: RunConfig, model_path: str, end_token_id: int, parameters: int):
         self.config = config
         self.parameters = parameters
         self.model_path = model_path
         self.end_token_id = end_token_id
-        self.starting: dict[str, ActorHandle] = {}
-        self.ready: dict[str, ActorHandle] = {}
+        self.buffer = names.find(config.run.name, names.SAMPLE_BUFFER)
+        self.controller = names.find(config.run.name, names.CONTROLLER)
+        self.wanted = config.generation.count
+        self.members: dict[str, Member] = {}
+        self.started = 0
+        self.restarts = Restarts(config.generation.max_failures)
+        self.not_before = 0.0
+        self.proven = False
+        self.over = False
+        self.past = {"generated_tokens": 0, "busy_seconds": 0.0}
+        self.deaths: list[dict[str, str]] = []
         self.changed = asyncio.Condition()
 
     async def run(self) -> None:
-        """Start the generators and let them play; returns when the game is over, raises if one fails."""
+        """Keep the generators playing; returns when the game is over, raises what a user has to mend."""
         async with asyncio.TaskGroup() as tasks:
-            for index in range(self.config.generation.count):
-                tasks.create_task(self._play(names.generator(index)))
+            if self.config.generation.autoscale:
+                tasks.create_task(self._autoscale())
+            while not self.over:
+                self._balance(tasks)
+                await asyncio.sleep(POLL_S)
+            for member in self.members.values():
+                if member.state in ("waiting", "starting"):  # the others end by themselves
+                    member.life.cancel()
 
-    async def _play(self, name: str) -> None:
+    async def scale(self, count: int) -> None:
+        """Have `count` generators from now on: new ones start, or the newest leave once they are done."""
+        if count < 1:
+            raise ConfigError(f"{count} generators: there must be at least one.")
+        self.wanted = count
+
+    async def close(self) -> None:
+        """End the game: generators finish and leave."""
+        self.over = True
+        await self.buffer.close.remote()
+
+    async def wait_ready(self) -> None:
+        """Wait until there is a generator to play with."""
+        async with self.changed:
+            await self.changed.wait_for(self._ready)
+
+    async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
+        """Greedy answers of weights `version`, the prompts spread over all ready generators.
+
+        What a generator that dies owes is asked of the others.
+        """
+        answers: dict[int, list[int]] = {}
+        while left := [index for index in range(len(prompts)) if index not in answers]:
+            await self.wait_ready()
+            ready = self._ready()
+            shares = [left[index :: len(ready)] for index in range(len(ready))]
+            questions: list[Any] = [
+                member.handle.answer.remote([prompts[index] for index in share], version)
+                for member, share in zip(ready, shares, strict=True)
+            ]
+            for share, answered in zip(
+                shares, await asyncio.gather(*questions, return_exceptions=True), strict=True
+            ):
+                if not isinstance(answered, BaseException):
+                    answers |= zip(share, answered, strict=True)
+                elif generator_failure(answered) is None:
+                    raise answered
+            if len(answers) < len(prompts):
+                await asyncio.sleep(HEARTBEAT_S)  # until the dead are known
+        return [answers[index] for index in range(len(prompts))]
+
+    async def status(self) -> dict[str, Any]:
+        """`generators`: one entry each; `wanted`: how many there should be; `deaths`: who died, and why."""
+        generators = [
+            {"name": member.name, "state": member.state} | member.beat for member in self.members.values()
+        ]
+        written = {key: self.past[key] + sum(g[key] for g in generators) for key in self.past}
+        return {
+            "generators": generators,
+            "wanted": self.wanted,
+            "deaths": self.deaths,
+            "tokens_per_s": written["generated_tokens"] / (written["busy_seconds"] or 1),
+        }
+
+    async def stop(self) -> None:
+        """End every generator at once."""
+        for member in self.members.values():
+            ray.kill(member.handle)
+
+    def _ready(self) -> list[Member]:
+        return [member for member in self.members.values() if member.state == "ready"]
+
+    def _balance(self, tasks: asyncio.TaskGroup) -> None:
+        """Start generators or have some leave until there are as many as wanted."""
+        staying = [member for member in self.members.values() if member.state != "draining"]
+        if len(staying) < self.wanted and time.monotonic() >= self.not_before:
+            for _ in range(self.wanted - len(staying)):
+                self._start(tasks)
+        # The newest leave, and before them those that have nothing to finish.
+        newest = staying[::-1]
+        leaving = [m for m in newest if m.state != "ready"] + [m for m in newest if m.state == "ready"]
+        for member in leaving[: max(len(staying) - self.wanted, 0)]:
+            if member.state == "ready":
+                member.drain_until = time.monotonic() + self.config.generation.drain_timeout_s
+                self.buffer.dismiss.remote(member.name)
+            else:
+                member.life.cancel()
+            member.state = "draining"
+
+    def _start(self, tasks: asyncio.TaskGroup) -> None:
         generation = self.config.generation
+        name = names.generator(self.started)
+        self.started += 1
         handle = names.start(
             Generator,
             self.config.run.name,
@@ -43,44 +170,87 @@ class GeneratorPool:
             name,
             num_cpus=generation.num_cpus,
             num_gpus=generation.num_gpus,
+            resources=generation.resources,
+            label_selector=generation.labels,
             memory=generator_memory(self.config, self.parameters),
             runtime_env={"env_vars": generator_environment(generation)},
         )
-        self.starting[name] = handle
-        await handle.start.remote()
-        async with self.changed:
-            self.ready[name] = self.starting.pop(name)
-            self.changed.notify_all()
-        await handle.play.remote()
+        member = self.members[name] = Member(name, handle)
+        member.life = tasks.create_task(self._live(member))
 
-    async def wait_ready(self) -> None:
-        """Wait until there is a generator to play with."""
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.ready)
+    async def _live(self, member: Member) -> None:
+        """A generator's life, from its start to its end."""
+        try:
+            await self._serve(member)
+        except Exception as error:
+            reason = generator_failure(error)
+            if reason is None or (not self.proven and is_parity_error(error)):
+                raise  # a user has to mend it: where the first engine differs, all do
+            await self._replace(member, reason)
+        finally:
+            ray.kill(member.handle)
+            # What it leased goes to others, and nothing that it still sends is taken.
+            await self.buffer.give_back.remote(member.name)
+            async with self.changed:
+                del self.members[member.name]
+                for key in self.past:
+                    self.past[key] += member.beat[key]
+                self.changed.notify_all()
 
-    async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
-        """Greedy answers of weights `version`, the prompts spread over all ready generators."""
-        await self.wait_ready()
-        generators = list(self.ready.values())
-        shares = [prompts[index :: len(generators)] for index in range(len(generators))]
-        answers: list[list[list[int]]] = await asyncio.gather(
-            *[g.answer.remote(share, version) for g, share in zip(generators, shares, strict=True)]
+    async def _serve(self, member: Member) -> None:
+        await member.handle.__ray_ready__.remote()
+        member.state = "starting"
+        await _within(
+            member.handle.start.remote(), self.config.run.start_timeout_s, f"{member.name} to start"
         )
-        merged: list[list[int]] = [[] for _ in prompts]
-        for index, answered in enumerate(answers):
-            merged[index :: len(generators)] = answered
-        return merged
+        async with self.changed:
+            member.state, self.proven = "ready", True
+            self.changed.notify_all()
+        self.controller.record_generator.remote(member.name, "ready", None)
+        play = asyncio.ensure_future(member.handle.play.remote())
+        progress, since = -1, time.monotonic()
+        timeout = self.config.generation.hang_timeout_s
+        while not (await asyncio.wait({play}, timeout=HEARTBEAT_S))[0]:
+            beat = await _within(
+                member.handle.heartbeat.remote(), timeout, f"a sign of life of {member.name}"
+            )
+            if beat["progress"] != progress or not beat["busy"]:
+                progress, since = beat["progress"], time.monotonic()
+            elif time.monotonic() - since > timeout:
+                raise TimeoutError(f"the engine of {member.name} took no step for {timeout:g} s")
+            member.beat = beat
+            if time.monotonic() > member.drain_until:
+                break
+        else:
+            await play
+            await _within(member.handle.leave.remote(), LEAVE_TIMEOUT_S, f"{member.name} to leave")
+        left = "drained" if member.state == "draining" else "finished"
+        self.controller.record_generator.remote(member.name, left, None)
 
-    async def status(self) -> list[dict]:
-        """One entry a generator; `state` is `starting` or `ready`."""
-        ready: list[dict] = await asyncio.gather(*[g.status.remote() for g in self.ready.values()])
-        unknown = {"version": None, "generated_tokens": 0, "busy_seconds": 0.0}
-        starting = [{"name": name, "state": "starting", **unknown} for name in self.starting]
-        return starting + [{"state": "ready", **status} for status in ready]
+    async def _replace(self, member: Member, reason: str) -> None:
+        """Take note of a death; another generator will start."""
+        self.deaths.append({"name": member.name, "reason": reason})
+        self.controller.record_generator.remote(member.name, "died", reason)
+        written = (await self.buffer.status.remote())["written_in_all"]
+        self.not_before = time.monotonic() + self.restarts.died(written, reason)
 
-    async def stop(self) -> None:
-        """End every generator with its engine."""
-        stops = [generator.stop.remote() for generator in self.ready.values()]
-        await asyncio.gather(*stops, return_exceptions=True)
-        for generator in [*self.starting.values(), *self.ready.values()]:
-            ray.kill(generator)
+    async def _autoscale(self) -> None:
+        settings = self.config.generation.autoscale
+        assert settings is not None
+        while not self.over:
+            await asyncio.sleep(settings.interval_s)
+            if any(member.state != "ready" for member in self.members.values()):
+                continue  # its effect is still to come
+            status = await self.buffer.status.remote()
+            count = autoscaled(
+                settings, self.config.learner.batch_size, self.wanted, status["ahead"], status["unleased"]
+            )
+            if count != self.wanted:
+                await self.scale(count)
+
+
+async def _within(answer: Any, seconds: float, what: str) -> Any:
+    try:
+        return await asyncio.wait_for(answer, seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"waited {seconds:g} s for {what}") from error

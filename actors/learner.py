@@ -13,6 +13,7 @@ from actors.environment import learner_environment
 from iris_ray.checkpoints import FOLDER, CheckpointStorage
 from iris_ray.config import RunConfig
 from iris_ray.errors import IrisRayError
+from iris_ray.refresh import next_version
 from iris_ray.resources import learner_memory
 from iris_ray.run_folder import RunFolder
 
@@ -36,8 +37,11 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
     TorchTrainer(
         train_loop,
         train_loop_config={"config": config, "model_path": model_path, "resume_from": resume_from},
-        scaling_config=ScalingConfig(
-            num_workers=learner.workers, use_gpu=learner.num_gpus > 0, resources_per_worker=resources
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=learner.workers,
+            use_gpu=learner.num_gpus > 0,
+            resources_per_worker=resources | learner.resources,
+            label_selector=learner.labels or None,
         ),
         torch_config=TorchConfig(backend="nccl" if learner.num_gpus else "gloo"),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
@@ -50,7 +54,7 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
         ),
     ).fit()
     # Not before: a learner that dies while it saves its model may go back to where it needs generators.
-    ray.get(names.find(config.run.name, names.SAMPLE_BUFFER).close.remote())
+    ray.get(names.find(config.run.name, names.GENERATOR_POOL).close.remote())
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -77,12 +81,15 @@ def train_loop(settings: dict[str, Any]) -> None:
 
 def play_game(rank: "LearnerRank", checkpoints: "Checkpoints") -> None:
     """Publish the opponent, train against it on what the generators write, and again."""
+    every = rank.refresh_every
     version, progress = checkpoints.restore()
     while True:
-        rank.publish(version, opponent=progress is not None)
+        # In the middle of an opponent's round, who goes on needs that opponent; online, the newest serves.
+        rank.publish(version, opponent=progress is not None and every is None)
         progress = progress or rank.next_round(version)
         if progress is None:
             break
-        rank.play(progress, partial(checkpoints.save, version, progress))
-        version, progress = version + 1, None
-        checkpoints.save(version, progress)
+        rank.play(progress, partial(checkpoints.save, progress))
+        version = next_version(progress.round, progress.steps, every)
+        checkpoints.save(progress, version)
+        progress = None

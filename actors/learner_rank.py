@@ -1,5 +1,6 @@
 """One rank of the learner among the run's actors."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,14 @@ import ray.train
 import torch.distributed as dist
 
 from actors import names
+from actors.weight_publishing import put_buckets
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.errors import ResourceError
+from iris_ray.refresh import newest_version, steps_between
 from iris_ray.round_buffer import Share
-from iris_ray.weights.buckets import pack_buckets
-from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
+from iris_ray.weights.manifest import Probe
+from iris_ray.weights.shares import WeightShare
 
 if TYPE_CHECKING:
     from iris_ray.learner.learner_state import RoundProgress
@@ -29,6 +32,7 @@ class LearnerRank:
         self.learner = learner
         self.rank = ray.train.get_context().get_world_rank()
         self.ranks = ray.train.get_context().get_world_size()
+        self.refresh_every = steps_between(config.schedule)
         self.buffer = names.find(config.run.name, names.SAMPLE_BUFFER)
         self.controller = names.find(config.run.name, names.CONTROLLER)
         self.store = names.find(config.run.name, names.WEIGHT_STORE)
@@ -37,18 +41,18 @@ class LearnerRank:
     def publish(self, version: int, opponent: bool = False) -> None:
         """Put the policy's weights, or the opponent's, into the object store and list them as `version`."""
         learner = self.learner
-        # All ranks walk through the weights, as ZeRO-3 gathers each of them; rank 0 copies.
-        buckets = []
-        if self.rank == 0:
-            for data, tensors in pack_buckets(learner.weights(opponent), self.config.sync.bucket_mib << 20):
-                buckets.append(Bucket(ray.put(data.numpy()), tensors))
-        else:
-            for _ in learner.weights(opponent):
-                pass
+        # All ranks walk through all weights, as ZeRO-3 gathers each of them, and share the copying.
+        buckets = put_buckets(
+            learner.weights(opponent),
+            self.config.sync.bucket_mib << 20,
+            self.rank,
+            self.ranks,
+            # The policy's own parameters stay as they are until this returns; what is gathered does not.
+            lasting=not opponent and self.config.learner.zero_stage < 3,
+        )
         probe = Probe(self.probe, learner.token_logprobs(self.probe, opponent))
-        if self.rank == 0:
-            manifest = WeightManifest(version, buckets, probe)
-            self.wait(self.store.publish.remote(manifest), f"the weight store to take version {version}")
+        weights = WeightShare(version, self.rank, self.ranks, buckets, probe if self.rank == 0 else None)
+        self.wait(self.store.publish.remote(weights), f"the weight store to take version {version}")
 
     def next_round(self, version: int) -> "RoundProgress | None":
         """Open the next round, on every rank; `None` when the game is over."""
@@ -67,11 +71,13 @@ class LearnerRank:
 
         Calls `checkpoint` every `checkpoint.every_steps` steps.
         """
-        learner, steps = self.learner, progress.steps
+        learner, steps, waited = self.learner, progress.steps, 0.0
         share: ray.ObjectRef = self.buffer.share.remote(progress.step, self.rank, self.ranks)
         while progress.step < steps:
             step, round_ = progress.step, progress.round
+            begin = time.monotonic()
             batch = self.wait(share, f"batch {step + 1} of {steps} in iteration {round_.iteration}")
+            waited += time.monotonic() - begin
             if step + 1 < steps:
                 share = self.buffer.share.remote(step + 1, self.rank, self.ranks)
             result = learner.step(_fetch(batch), round_.alpha)
@@ -83,15 +89,18 @@ class LearnerRank:
                 opened = self.ask(lambda start=start: self.controller.round_started.remote(start), what)
                 progress.round = opened
             if self.rank == 0:
-                self.wait(self.buffer.commit.remote(step), "the sample buffer to commit a step")
-                self.controller.record_step.remote(result.report)
+                what = "the sample buffer to commit a step"
+                staleness = self.wait(self.buffer.commit.remote(step), what)
+                self.controller.record_step.remote(result.report, staleness)
             progress.step += 1
+            if self.refresh_every and progress.step % self.refresh_every == 0 and progress.step < steps:
+                self.publish(newest_version(progress.round, progress.step, self.refresh_every))
             every = self.config.checkpoint.every_steps
             if every and progress.step % every == 0 and progress.step < steps:
                 checkpoint()
         end = progress.tail.means(learner.objective, progress.round.alpha)
         what = "the controller to close the round"
-        self.ask(lambda: self.controller.round_ended.remote(end), what)
+        self.ask(lambda: self.controller.round_ended.remote(end, waited), what)
 
     def ask(self, question: Callable[[], ray.ObjectRef], what: str) -> Any:
         """Rank 0 asks; all ranks get the answer."""

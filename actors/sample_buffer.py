@@ -12,6 +12,7 @@ from iris_ray.data.prepare import demonstration, load_split
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
 from iris_ray.plugins import configured_objective
+from iris_ray.refresh import steps_between
 from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, sampling_seed
 from iris_ray.run_folder import RunFolder
 
@@ -20,11 +21,15 @@ Places = list[tuple[int, StoredPair]]
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt to answer; `seed` makes the answer independent of who writes it."""
+    """One prompt to answer; `seed` makes the answer independent of who writes it.
+
+    `replica` counts the answers to the same prompt from 0.
+    """
 
     position: int
     demonstration: Demonstration
     seed: int
+    replica: int = 0
 
 
 class RoundKey(NamedTuple):
@@ -55,6 +60,8 @@ class SampleBuffer:
         self.current: RoundBuffer | None = None
         self.books = LedgerCounts()
         self.closed = False
+        self.dismissed: set[str] = set()
+        self.written_in_all = 0
         self.attempt = 0
         self.going_back: dict[str, Any] = {}
         self.restored_pairs: dict[int, StoredPair] = {}
@@ -77,13 +84,16 @@ class SampleBuffer:
             batch_size=self.config.learner.batch_size,
             max_ahead=self.config.generation.max_ahead,
             seed=seed,
+            replicas=self.config.generation.n,
             initial=self.initial,
+            refresh_every=steps_between(self.config.schedule),
+            max_staleness=self.config.schedule.max_staleness,
         )
 
     async def state(self) -> tuple[dict[str, Any], Places, Places]:
         """What a checkpoint must keep, in plain JSON types, and where the pairs lie that belong to it.
 
-        Those of the open round by position, those of the first iteration by prompt id.
+        Those of the open round by position, those of the first iteration by pair id.
         """
         async with self.changed:
             state = {"books": asdict(self.books), "round": None}
@@ -105,11 +115,11 @@ class SampleBuffer:
             self.current = None
 
     async def restore_pairs(self, pairs: list[tuple[int, SelfPlayPair]], initial: bool) -> None:
-        """Take in pairs of the checkpoint, by position, or by prompt id those of the first iteration."""
+        """Take in pairs of the checkpoint, by position, or by pair id those of the first iteration."""
         chunk = ray.put([pair for _, pair in pairs])
         taken = self.initial if initial else self.restored_pairs
         for index, (key, pair) in enumerate(pairs):
-            taken[key] = StoredPair(chunk, index, pair.num_tokens)
+            taken[key] = StoredPair(chunk, index, pair.num_tokens, pair.version)
 
     async def restored(self) -> None:
         """All pairs are there: open the round again, if one was."""
@@ -122,24 +132,38 @@ class SampleBuffer:
             self.changed.notify_all()
 
     async def lease(self, generator: str, count: int) -> Lease | None:
-        """Up to `count` prompts for `generator`; waits for work, `None` when the game is over."""
+        """Up to `count` prompts for `generator`; waits for work, `None` when there is no more for it."""
         positions: list[int] = []
         async with self.changed:
-            while not self.closed:
+            while not self.closed and generator not in self.dismissed:
                 if self.current and (positions := self.current.lease(generator, count)):
                     return self._lease(self.current, positions)
                 await self.changed.wait()
         return None
 
+    async def dismiss(self, generator: str) -> None:
+        """No more work for `generator`; it finishes what it has."""
+        async with self.changed:
+            self.dismissed.add(generator)
+            self.changed.notify_all()
+
+    async def give_back(self, generator: str) -> None:
+        """`generator` is gone: what it leased goes to others, and what it may still send is dropped."""
+        async with self.changed:
+            self.dismissed.add(generator)
+            if self.current:
+                self.current.ledger.give_back(generator)
+            self.changed.notify_all()
+
     def _lease(self, buffer: RoundBuffer, positions: list[int]) -> Lease:
         round_, seed = RoundKey(self.attempt, buffer.round.iteration), self.config.run.seed
-        prompt_ids = buffer.prompt_ids[positions]
+        prompt_ids, replicas = zip(*map(buffer.pair, positions), strict=True)
         rows = map(demonstration, self.train.select(prompt_ids))
         tasks = [
-            Task(position, row, sampling_seed(seed, round_.iteration, row.prompt_id))
-            for position, row in zip(positions, rows, strict=True)
+            Task(position, row, sampling_seed(seed, round_.iteration, row.prompt_id, replica), replica)
+            for position, replica, row in zip(positions, replicas, rows, strict=True)
         ]
-        return Lease(round_, buffer.round.version, tasks)
+        return Lease(round_, buffer.version, tasks)
 
     async def add(
         self, generator: str, round_: RoundKey, positions: list[int], pairs: list[SelfPlayPair]
@@ -150,7 +174,8 @@ class SampleBuffer:
             if self.current is None or round_ != (self.attempt, self.current.round.iteration):
                 return
             for index, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
-                self.current.add(generator, position, StoredPair(chunk, index, pair.num_tokens))
+                stored = StoredPair(chunk, index, pair.num_tokens, pair.version)
+                self.written_in_all += self.current.add(generator, position, stored)
             self.changed.notify_all()
 
     async def share(self, step: int, rank: int, ranks: int) -> Share:
@@ -160,11 +185,15 @@ class SampleBuffer:
             await self.changed.wait_for(lambda: buffer.is_ready(step))
             return buffer.share(step, rank, ranks)
 
-    async def commit(self, step: int) -> None:
-        """An optimiser step trained on its batch: enter it in the ledger, let generators go on."""
+    async def commit(self, step: int) -> list[int]:
+        """An optimiser step trained on its batch: enter it in the ledger, let generators go on.
+
+        Returns the pairs' staleness in versions.
+        """
         async with self.changed:
             self._round().commit(step)
             self.changed.notify_all()
+            return self._round().staleness(step)
 
     async def all_written(self) -> list[StoredPair]:
         """Wait until every pair of the round is written and return where they lie."""
@@ -179,8 +208,8 @@ class SampleBuffer:
             buffer = self._round()
             self.books += buffer.ledger.counts()
             if self.compares_with_first and not self.initial:
-                prompt_ids = buffer.prompt_ids.tolist()
-                self.initial = dict(zip(prompt_ids, buffer.stored(), strict=True))
+                pair_ids = buffer.pair_ids.tolist()
+                self.initial = dict(zip(pair_ids, buffer.stored(), strict=True))
             self.current = None
         return self.books
 
@@ -198,8 +227,12 @@ class SampleBuffer:
         return [(row.prompt_tokens + row.response_tokens)[: self.config.max_length - 1] for row in rows]
 
     async def status(self) -> dict:
+        """Of the open round: `ahead` counts written pairs that the learner has not come to yet."""
         ledger = self.current.ledger if self.current else None
         return {
+            "ahead": self.current.ahead if self.current else 0,
+            "unleased": ledger.waiting if ledger else 0,
+            "written_in_all": self.written_in_all,
             "pairs": ledger.size if ledger else 0,
             "written": ledger.written if ledger else 0,
             "leased": ledger.leased if ledger else 0,

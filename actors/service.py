@@ -15,7 +15,7 @@ from actors.learner import run_learner
 from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
-from iris_ray.errors import ResourceError
+from iris_ray.errors import LostActorError, ResourceError
 from iris_ray.interrupt import interrupt_flag
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
@@ -35,6 +35,7 @@ class Service:
         """`resume_from`: path in the storage of the checkpoint to go on from."""
         self.config = config
         run = config.run.name
+        self.began = time.monotonic()
         self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config)
         self.store = names.start(WeightStore, run, names.WEIGHT_STORE)
         self.controller = names.start(Controller, run, names.CONTROLLER, config, model_path)
@@ -52,15 +53,34 @@ class Service:
         )
 
     def play(self, view: View) -> None:
-        """Play the whole game; raises the error of the part that fails first, KeyboardInterrupt on Ctrl-C."""
+        """Play the whole game; raises the error of the part that fails first, KeyboardInterrupt on Ctrl-C.
+
+        `LostActorError` if an actor died that holds state of the run: only a checkpoint brings it back.
+        """
         try:
             with interrupt_flag() as interrupted:
                 self._watch(view, interrupted)
         except ray.exceptions.RayError as error:
+            self._check_parts(error)
             raise user_error(error) from error
 
+    def _check_parts(self, error: Exception) -> None:
+        for role, handle in self._parts().items():
+            try:
+                ray.get(handle.__ray_ready__.remote(), timeout=STATUS_TIMEOUT_S)
+            except ray.exceptions.RayActorError as lost:
+                reason = str(lost).strip().splitlines()[0]
+                raise LostActorError(f"the {role.replace('-', ' ')} of the run died: {reason}") from error
+
+    def _parts(self) -> dict[str, ActorHandle]:
+        return {
+            names.SAMPLE_BUFFER: self.buffer,
+            names.WEIGHT_STORE: self.store,
+            names.CONTROLLER: self.controller,
+            names.GENERATOR_POOL: self.pool,
+        }
+
     def _watch(self, view: View, interrupted: threading.Event) -> None:
-        begin = time.monotonic()
         running = [self.pool.run.remote(), self.learner]
         while running:
             done, running = ray.wait(running, timeout=POLL_S)
@@ -71,7 +91,7 @@ class Service:
                 raise status["failure"]
             view.update(status)
             ray.get(done)
-            if not status["iteration"] and time.monotonic() - begin > self.config.run.start_timeout_s:
+            if not status["iteration"] and time.monotonic() - self.began > self.config.run.start_timeout_s:
                 raise ResourceError(self._late(status))
 
     def _late(self, status: dict[str, Any]) -> str:
@@ -82,10 +102,11 @@ class Service:
         )
 
     def status(self) -> dict[str, Any]:
-        """How the run stands: fields of `Records.status`, beside `generators` and `buffer`."""
-        parts: list[Any] = [actor.status.remote() for actor in (self.controller, self.buffer, self.pool)]
-        controller, buffer, generators = ray.get(parts, timeout=STATUS_TIMEOUT_S)
-        return controller | {"buffer": buffer, "generators": generators}
+        """How the run stands: fields of `Records.status` and of the pool's, beside those of `buffer`."""
+        asked: list[Any] = [actor.status.remote() for actor in (self.controller, self.buffer, self.pool)]
+        asked.append(self.store.__ray_ready__.remote())
+        controller, buffer, pool, _ = ray.get(asked, timeout=STATUS_TIMEOUT_S)
+        return controller | pool | {"buffer": buffer}
 
     def summary(self) -> dict[str, Any]:
         """The part of summary.json that only the actors know; empty if they are gone."""
@@ -96,10 +117,10 @@ class Service:
         except ray.exceptions.RayError:
             return {}
         pairs_per_s = controller.pop("pairs_per_s")
-        rates = [g["generated_tokens"] / g["busy_seconds"] for g in status["generators"] if g["busy_seconds"]]
         return controller | {
             "ledger": status["buffer"]["ledger"],
-            "throughput": {"pairs_per_s": pairs_per_s, "generated_tokens_per_s": sum(rates)},
+            "generators": {"deaths": len(status["deaths"])},
+            "throughput": {"pairs_per_s": pairs_per_s, "generated_tokens_per_s": status["tokens_per_s"]},
         }
 
     def probe(self) -> Probe:
@@ -108,9 +129,9 @@ class Service:
         return ray.get(manifest, timeout=STATUS_TIMEOUT_S).probe
 
     def stop(self) -> None:
-        """End every actor of the run, engines included."""
-        handles: list[ActorHandle] = [self.buffer, self.store, self.controller, self.pool]
+        """End every actor of the run, engines included, and free their names."""
         ray.cancel(self.learner, force=True)
         ray.wait([self.pool.stop.remote()], timeout=STOP_TIMEOUT_S)
-        for handle in handles:
+        for handle in self._parts().values():
             ray.kill(handle)
+        names.wait_free(self.config.run.name, self._parts(), STOP_TIMEOUT_S)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import ray
 
 from iris_ray.weights.manifest import WeightManifest
+from iris_ray.weights.shares import WeightShare, join_shares
 
 KEPT_VERSIONS = 2  # the one being served, and the one being pulled
 
@@ -16,12 +17,20 @@ class WeightStore:
 
     def __init__(self) -> None:
         self.manifests: dict[int, WeightManifest] = {}
+        self.shares: dict[int, dict[int, WeightShare]] = {}
         self.published = asyncio.Condition()
         self.serial = 0
         self.cleared = 0
 
-    async def publish(self, manifest: WeightManifest) -> None:
+    async def publish(self, share: WeightShare) -> None:
+        """Take a rank's share. The version can be pulled once all ranks' are there, not earlier."""
         async with self.published:
+            shares = self.shares.setdefault(share.version, {})
+            shares[share.rank] = share
+            manifest = join_shares(shares)
+            if manifest is None:
+                return
+            del self.shares[share.version]
             self.serial += 1
             self.manifests[manifest.version] = replace(manifest, serial=self.serial)
             for version in sorted(self.manifests)[:-KEPT_VERSIONS]:
@@ -32,6 +41,7 @@ class WeightStore:
         """Let go of all versions: the learner goes back to a checkpoint and publishes anew."""
         async with self.published:
             self.manifests.clear()
+            self.shares.clear()
             self.cleared += 1
             self.published.notify_all()
 

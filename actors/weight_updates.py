@@ -2,59 +2,152 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+import ray.exceptions
 import torch
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Update
+from iris_ray.errors import ResourceError
 from iris_ray.generation.shared_memory import shared_folder
-from iris_ray.weights.buckets import unpack_tensors
-from iris_ray.weights.manifest import WeightManifest
+from iris_ray.weights.buckets import unpack_arrays
+from iris_ray.weights.manifest import TensorSpec, WeightManifest, WeightsLost
 from iris_ray.weights.parity import check_parity
+from iris_ray.weights.shares import Arrays
+from iris_ray.weights.staging import bucket_bytes, write_bucket
 
 if TYPE_CHECKING:
     from iris_ray.generation.policy_engine import PolicyEngine
 
+Staged = tuple[Path, list[TensorSpec]]
+
 
 class WeightUpdates:
-    """Brings published weights into one running engine."""
+    """Brings published weights into one running engine.
+
+    Every wait ends after `sync.timeout_s`, with a `ResourceError` that says what was waited for. Whatever
+    `load` raises, the engine's weights are in an unknown state until a whole update succeeded, and
+    it answers nothing if they were half replaced. `WeightsLost` says that the bytes are gone with the learner
+    that published them.
+    """
 
     def __init__(self, config: RunConfig, engine: "PolicyEngine", generator: str):
         self.config = config
         self.engine = engine
         self.generator = generator
+        self._ready_serial: int | None = None
+        self._ready_buckets = 0
+        self._waits_for = ""
+
+    async def prepare(self, manifest: WeightManifest) -> None:
+        """Get ready what fits in `sync.buffer_mib`, while the engine serves other weights.
+
+        `load` does it if nobody did, and forgets what was made ready of another version.
+        """
+        if self.config.model.lora is None:
+            async with self._bounded():
+                await self._prepare(manifest)
 
     async def load(self, manifest: WeightManifest) -> Update:
-        """Update the engine in place and prove it with the probe.
-
-        Whatever this raises, the engine's weights are in an unknown state until a whole update succeeded.
-        """
+        """Update the engine in place and prove it with the probe."""
         begin = time.monotonic()
-        async with asyncio.timeout(self.config.sync.timeout_s):
-            arrays = await asyncio.gather(*[bucket.data for bucket in manifest.buckets])
+        async with self._bounded():
             load = self._load_adapter if self.config.model.lora else self._load_model
-            paused = await load(manifest, arrays)
+            paused = await load(manifest)
+            self._waits_for = f"the engine's log-probs of the probe under weights version {manifest.version}"
             logprobs = await self.engine.logprobs(manifest.probe.sequences)
         difference = check_parity(manifest.probe, logprobs, self.config, self.generator, manifest.version)
         return Update(self.generator, manifest.version, time.monotonic() - begin, paused, difference)
 
-    async def _load_model(self, manifest: WeightManifest, arrays: list[np.ndarray]) -> float:
-        # The engine's process maps the files: in shared memory that is no copy and no disk.
+    async def _prepare(self, manifest: WeightManifest) -> None:
+        if self._ready_serial == manifest.serial:
+            return
+        self._ready_serial, self._ready_buckets = None, 0
+        self._waits_for = "the engine to let go of an update"
+        await self.engine.drop_weights()
+        room = self.config.sync.buffer_mib << 20
         with shared_folder() as folder:
-            buckets = []
-            for index, (array, bucket) in enumerate(zip(arrays, manifest.buckets, strict=True)):
-                path = Path(folder) / str(index)
-                array.tofile(path)
-                buckets.append((path, bucket.tensors))
-            return await self.engine.load_weights(manifest.version, buckets)
+            for index, bucket in enumerate(manifest.buckets):
+                room -= bucket_bytes(bucket.tensors)
+                if room < 0:
+                    break
+                self._wait_for(manifest, index, "out of Ray's object store")
+                path, tensors = await self._stage(manifest, index, Path(folder))
+                self._wait_for(manifest, index, "to be made ready by the engine")
+                await self.engine.ready_weights(path, tensors)
+                path.unlink()
+                self._ready_buckets = index + 1
+        self._ready_serial = manifest.serial
 
-    async def _load_adapter(self, manifest: WeightManifest, arrays: list[np.ndarray]) -> float:
-        tensors = [
-            named
-            for array, bucket in zip(arrays, manifest.buckets, strict=True)
-            for named in unpack_tensors(torch.from_numpy(array.copy()), bucket.tensors)
-        ]
+    async def _load_model(self, manifest: WeightManifest) -> float:
+        await self._prepare(manifest)
+        self._ready_serial = None  # whatever happens now, it is used up
+        with shared_folder() as folder:
+            self._waits_for = "the engine to end what is under way and stand still"
+            async with aclosing(self._rest(manifest, Path(folder))) as rest:
+                return await self.engine.load_weights(manifest.version, rest)
+
+    async def _rest(self, manifest: WeightManifest, folder: Path) -> AsyncGenerator[Staged]:
+        """The buckets that are not ready, the next one on its way while the engine loads one."""
+        rest = range(self._ready_buckets, len(manifest.buckets))
+        coming = asyncio.create_task(self._stage(manifest, rest[0], folder)) if rest else None
+        try:
+            for index in rest:
+                assert coming is not None
+                self._wait_for(manifest, index, "out of Ray's object store")
+                path, tensors = await coming
+                if index + 1 < rest.stop:
+                    coming = asyncio.create_task(self._stage(manifest, index + 1, folder))
+                self._wait_for(manifest, index, "to be loaded by the engine")
+                yield path, tensors
+                path.unlink()
+        finally:
+            if coming is not None:
+                coming.cancel()
+        self._waits_for = f"the engine to finish the update to weights version {manifest.version}"
+
+    async def _stage(self, manifest: WeightManifest, index: int, folder: Path) -> Staged:
+        """Write a bucket into shared memory, where the engine's process maps it: no disk takes part."""
+        path, tensors = folder / str(index), manifest.buckets[index].tensors
+        arrays = await self._fetch(manifest, index)
+        await asyncio.to_thread(write_bucket, path, arrays, tensors)
+        return path, tensors
+
+    async def _fetch(self, manifest: WeightManifest, index: int) -> Arrays:
+        """A bucket's arrays in Ray's memory of this node. Ray brings it here once, for all generators."""
+        try:
+            arrays: Arrays = await manifest.buckets[index].data
+        except ray.exceptions.ObjectLostError as error:
+            raise WeightsLost(
+                f"{self.generator} could not get weights version {manifest.version}: the learner that "
+                "published it, or the node that held it, is gone."
+            ) from error
+        return arrays
+
+    async def _load_adapter(self, manifest: WeightManifest) -> float:
+        tensors: list[tuple[str, torch.Tensor]] = []
+        for index, bucket in enumerate(manifest.buckets):
+            self._wait_for(manifest, index, "out of Ray's object store")
+            tensors += unpack_arrays(await self._fetch(manifest, index), bucket.tensors)
+        self._waits_for = f"the engine to load adapter version {manifest.version}"
         return await self.engine.load_adapter(manifest.version, tensors)
+
+    def _wait_for(self, manifest: WeightManifest, index: int, what: str) -> None:
+        count = len(manifest.buckets)
+        self._waits_for = f"bucket {index + 1} of {count} of weights version {manifest.version} {what}"
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        timeout = self.config.sync.timeout_s
+        try:
+            async with asyncio.timeout(timeout):
+                yield
+        except TimeoutError as error:
+            raise ResourceError(
+                f"{self.generator} waited for {self._waits_for}, and the {timeout:g} s of sync.timeout_s "
+                "were over. If nodes or network are only slow, raise it."
+            ) from error

@@ -94,6 +94,24 @@ def export(
     console.print(how, highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: iris-ray scale runs/demo 4")
+def scale(
+    run_name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run that is going on, or its name.")
+    ],
+    generators: Annotated[int, typer.Argument(help="How many generators it should have.")],
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster that it plays on. By default what its folder says.")
+    ] = None,
+) -> None:
+    """Change a run's number of generators while it goes on."""
+    from actors.steering import scale as scale_run
+
+    status = scale_run(run_name, generators, address)
+    there = ", ".join(f"{g['name']} {g['state']}" for g in status["generators"])
+    console.print(f"{run_name}: {status['wanted']} generators wanted. Now: {there}", highlight=False)
+
+
 def _print_plan(config: RunConfig) -> None:
     from iris_ray.preparation import check_names, prepare
     from iris_ray.resources import GIB, needs

@@ -30,6 +30,8 @@ class Run(Section):
     """How long the actors may take to start, in seconds."""
     wait_timeout_s: float = Field(900, gt=0)
     """How long the learner waits for a batch, or a generator for work on its weights, in seconds."""
+    max_failures: int = Field(3, ge=0)
+    """How often the run goes back to its last checkpoint because an actor that holds its state died."""
 
 
 class ScratchModel(Section):
@@ -176,18 +178,70 @@ class Schedule(Section):
     """Passes over the pairs of one opponent."""
     prompts_per_iteration: int | None = Field(None, ge=1)
     """Prompts drawn anew for each opponent. Empty: all."""
-    refresh: Literal["iteration"] = "iteration"
-    """When the opponent is replaced: `iteration` freezes it until all its pairs are trained on."""
+    refresh: Literal["iteration"] | Annotated[int, Field(ge=1)] = "iteration"
+    """When the opponent is replaced: `iteration` freezes it until all its pairs are trained on; a number
+    plays the online game, with a new opponent after so many optimiser steps."""
+    max_staleness: int = Field(1, ge=0)
+    """Online, by how many versions a pair's opponent may lie behind the newest when it is trained on."""
+
+
+class Autoscale(Section):
+    """More generators when the learner is about to wait, fewer when they only fill the buffer."""
+
+    minimum: int = Field(1, ge=1)
+    """Fewest generators."""
+    maximum: int = Field(ge=1)
+    """Most generators."""
+    low: float = Field(2, ge=0)
+    """One more generator below so many written batches ahead of the learner."""
+    high: float = Field(8, gt=0)
+    """One fewer above so many."""
+    interval_s: float = Field(10, gt=0)
+    """Seconds between two changes."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscale":
+        for low, high in (("minimum", "maximum"), ("low", "high")):
+            if getattr(self, high) < getattr(self, low):
+                raise ValueError(
+                    f"{high} ({getattr(self, high)}) must be at least {low} ({getattr(self, low)})"
+                )
+        return self
 
 
 class Generation(Section):
     count: int = Field(1, ge=1)
-    """Generator actors, each with one vLLM engine."""
+    """Generator actors at the start, each with one vLLM engine. `iris-ray scale` changes it in a run."""
+    autoscale: Autoscale | None = None
+    """Let the run choose the number of generators. Empty: it stays as it is set."""
     num_cpus: float = Field(1, ge=0)
     """Cores per generator. Below 1 several generators share a core."""
     num_gpus: float = Field(0, ge=0)
+    """GPUs per generator: `tensor_parallel` whole ones, or a part of one."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that vLLM splits one engine's weights over."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom Ray resources per generator, such as `{generators: 1}`: only nodes that have them hold it."""
+    labels: dict[str, str] = {}
+    """Ray label selector of the generators' nodes."""
+    max_failures: int = Field(5, ge=0)
+    """Generators that may die in a row without one pair written in between; one more ends the run."""
+    hang_timeout_s: float = Field(300, gt=0)
+    """A generator with work whose engine takes no step for so long is replaced, in seconds."""
+    drain_timeout_s: float = Field(60, ge=0)
+    """How long a generator that leaves may finish its responses, in seconds; then they are handed back."""
+    n: int = Field(1, ge=1)
+    """Responses written to each prompt. Each of them makes a pair of its own."""
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that together reach this probability."""
+    top_k: int = Field(0, ge=-1)
+    """Sample from this many likeliest tokens. 0 or -1: from all."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Sample from tokens at least this fraction as likely as the likeliest one."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a response beside the end token, each a single token of the tokenizer. The response
+    keeps it as its last token."""
     concurrency: int = Field(64, ge=1)
     """Responses that one engine writes at the same time."""
     max_ahead: int = Field(2048, ge=1)
@@ -198,6 +252,31 @@ class Generation(Section):
     enforce_eager: bool = False
     """Skip vLLM's compilation: starts sooner, writes slower."""
 
+    @model_validator(mode="after")
+    def _engine_fits(self) -> "Generation":
+        if self.tensor_parallel > 1 and self.num_gpus != self.tensor_parallel:
+            raise ValueError(
+                f"generation.num_gpus ({self.num_gpus:g}) must be generation.tensor_parallel "
+                f"({self.tensor_parallel}): vLLM's workers each take a whole GPU"
+            )
+        if self.tensor_parallel == 1 and self.num_gpus > 1:
+            raise ValueError(
+                f"generation.num_gpus ({self.num_gpus:g}): an engine with generation.tensor_parallel=1 uses "
+                "one GPU. Raise tensor_parallel, or set num_gpus=1"
+            )
+        if 0 < self.num_gpus < self.gpu_memory_utilization and self.num_gpus < 1:
+            raise ValueError(
+                f"generation.num_gpus ({self.num_gpus:g}): vLLM takes generation.gpu_memory_utilization "
+                f"({self.gpu_memory_utilization:g}) of the whole GPU, whatever part of it Ray gives. "
+                f"Lower gpu_memory_utilization to {self.num_gpus:g} or less"
+            )
+        if self.autoscale and not self.autoscale.minimum <= self.count <= self.autoscale.maximum:
+            raise ValueError(
+                f"generation.count ({self.count}) must lie between autoscale.minimum "
+                f"({self.autoscale.minimum}) and autoscale.maximum ({self.autoscale.maximum})"
+            )
+        return self
+
 
 class Learner(Section):
     workers: int = Field(1, ge=1)
@@ -205,6 +284,10 @@ class Learner(Section):
     num_cpus: float = Field(1, gt=0)
     """Cores per rank."""
     num_gpus: float = Field(0, ge=0, le=1)
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom Ray resources per rank."""
+    labels: dict[str, str] = {}
+    """Ray label selector of the ranks' nodes."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
@@ -233,8 +316,9 @@ class Learner(Section):
     """Steps in a row that may be skipped because loss or gradient is not finite; one more ends the run."""
     max_failures: int = Field(3, ge=0)
     """How often a learner that died is started again from its last checkpoint."""
-    reference: Literal["learner"] = "learner"
-    """Where log p of the opponent comes from: `learner` keeps a frozen copy on each rank."""
+    reference: Literal["learner", "generator"] = "learner"
+    """Where log p of the opponent comes from: `learner` keeps a frozen copy on each rank; with `generator`
+    the engine that wrote a pair scores it, and the learner holds no second model."""
 
     @field_validator("learning_rate", mode="plain")
     @classmethod
@@ -273,14 +357,26 @@ class Checkpoint(Section):
 
 
 class Sync(Section):
-    bucket_mib: int = Field(256, ge=1)
-    """Weights travel in buckets of about this size."""
+    bucket_mib: int = Field(64, ge=1)
+    """Weights travel in buckets of about this size. A larger tensor makes a bucket of its own."""
+    buffer_mib: int = Field(512, ge=1)
+    """Memory for weights on their way into a generator's engine. What fits in it is made ready before the
+    engine stands still."""
     probe_sequences: int = Field(4, ge=1)
     """Annotated pairs whose log-probs learner and generator must agree on after every update."""
     parity_tolerance: float | None = Field(None, gt=0)
     """Largest difference allowed, in nats per token. Empty: by dtype."""
     timeout_s: float = Field(300, gt=0)
     """How long one weight update may take, in seconds."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Sync":
+        if self.buffer_mib < 2 * self.bucket_mib:
+            raise ValueError(
+                f"buffer_mib ({self.buffer_mib}) must be at least twice bucket_mib ({self.bucket_mib}): one "
+                "bucket is loaded while the next one is fetched"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -316,10 +412,34 @@ class RunConfig(Section):
                 f"generation.max_ahead ({ahead}) must be at least learner.batch_size ({batch}), "
                 "or the first batch is never complete"
             )
+        if self.schedule.refresh != "iteration":
+            online = f"schedule.refresh={self.schedule.refresh}"
+            if self.learner.reference != "generator":
+                raise ValueError(
+                    f"{online} needs learner.reference=generator: the learner keeps no copies of the "
+                    "opponents that wrote the pairs"
+                )
+            if self.schedule.epochs != 1:
+                raise ValueError(
+                    f"{online} needs schedule.epochs=1, not {self.schedule.epochs}: in a second pass all "
+                    "pairs would be older than schedule.max_staleness allows. Raise schedule.iterations"
+                )
+        autoscale = self.generation.autoscale
+        if autoscale and autoscale.high * batch >= ahead:
+            raise ValueError(
+                f"generation.autoscale.high ({autoscale.high:g} batches of {batch}) must be below "
+                f"generation.max_ahead ({ahead} pairs), or there is never one generator too many"
+            )
         if self.model.lora and self.generation.num_gpus and self.model.dtype == "float32":
             raise ValueError(
                 "model.lora with generation.num_gpus needs model.dtype=bfloat16: vLLM's adapters know no "
                 "float32 on GPUs"
+            )
+        if self.learner.reference == "generator" and self.generation.temperature != 1:
+            raise ValueError(
+                f"learner.reference (generator) needs generation.temperature "
+                f"({self.generation.temperature:g}) to be 1: engines score given responses without a "
+                "temperature. Set generation.temperature=1, or learner.reference=learner"
             )
         if self.data.holdout == 0 and self.model.scratch and self.model.scratch.stop_at_exact_match:
             raise ValueError("model.scratch.stop_at_exact_match needs held-out prompts: raise data.holdout")
@@ -343,6 +463,12 @@ class RunConfig(Section):
     def max_length(self) -> int:
         """Longest sequence in tokens: prompt, response and end token."""
         return self.data.max_prompt_tokens + self.data.max_response_tokens
+
+    @property
+    def window(self) -> int:
+        """Tokens that a generator's engine has room for."""
+        # vLLM scores a sequence only if one more token would fit behind it.
+        return self.max_length + (self.learner.reference == "generator")
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: list[str] | None = None) -> "RunConfig":

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from iris_ray.checkpoints import StoredCheckpoint
 from iris_ray.config import RunConfig
+from iris_ray.errors import LostActorError
 from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
 from iris_ray.report import share
@@ -54,6 +55,8 @@ class ConsoleView(View):
         self.shown = -1
         self.warned: set[tuple[int, int, str]] = set()
         self.learner_starts = 1
+        self.deaths = 0
+        self.wanted: int | None = None
         self.has_order = True
         self.last_line = time.monotonic()
 
@@ -88,12 +91,19 @@ class ConsoleView(View):
         where = f"checkpoint {checkpoint.name}" if checkpoint else "the beginning: there is no checkpoint"
         self._print(f"Resuming from {where}")
 
+    def lost(self, error: LostActorError, checkpoint: StoredCheckpoint | None) -> None:
+        self._clear()
+        self.learner_starts, self.deaths = 1, 0
+        self._print(f"[yellow]An actor died:[/yellow] {escape(str(error))}")
+        self.resuming(checkpoint)
+
     def starting(self, dashboard_url: str | None) -> None:
         where = f"Ray dashboard: {dashboard_url}. " if dashboard_url else ""
         self._print(f"Starting generators and learner. {where}Logs: /tmp/ray/session_latest/logs")
 
     def update(self, status: dict[str, Any]) -> None:
         self._learner_deaths(status)
+        self._generators(status)
         self._finished_iterations(status)
         self._warnings(status)
         if not status["iteration"]:
@@ -119,6 +129,14 @@ class ConsoleView(View):
                 where = "begins again: there is no checkpoint yet"
             self._print(f"[yellow]The learner died[/yellow] and {where}")
         self.learner_starts = max(self.learner_starts, len(status["learner_starts"]))
+
+    def _generators(self, status: dict[str, Any]) -> None:
+        for death in status["deaths"][self.deaths :]:
+            self._print(f"[yellow]{death['name']} died[/yellow] and is replaced: {escape(death['reason'])}")
+        self.deaths = len(status["deaths"])
+        if self.wanted not in (None, status["wanted"]):
+            self._print(f"Generators: {self.wanted} -> {status['wanted']}")
+        self.wanted = status["wanted"]
 
     def _finished_iterations(self, status: dict[str, Any]) -> None:
         evaluated = status["evaluated"]

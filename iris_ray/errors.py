@@ -29,6 +29,10 @@ class ResourceError(IrisRayError):
     """The cluster cannot hold the actors that were asked for, or lost one."""
 
 
+class LostActorError(ResourceError):
+    """An actor that holds the run's state died."""
+
+
 class EngineError(IrisRayError):
     """A generator's engine died."""
 

@@ -32,6 +32,11 @@ class Game:
         self.gaps: list[float] = []
         self.end: PairMeans | None = None
 
+    @property
+    def iterations(self) -> int:
+        """Rounds that were handed out so far."""
+        return len(self.gaps)
+
     def next_round(self, version: int) -> Round | None:
         """The round against the opponent `version`, or `None` when the game is over."""
         if len(self.gaps) == self.config.schedule.iterations:

@@ -4,7 +4,7 @@ import math
 import time
 from copy import deepcopy
 from dataclasses import asdict
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from iris_ray.config import Alpha
@@ -23,7 +23,7 @@ class Records:
         self.baseline: dict[str, Any] = {"exact_match": None}
         self.iterations: list[dict[str, Any]] = []
         self.updates: list[Update] = []
-        self.evaluated_version = -1
+        self.evaluated_iteration = -1
         self.opened = time.monotonic()
         self.steps = 0
         self.step = 0
@@ -46,8 +46,10 @@ class Records:
                 "pairs": 0,
                 "truncated": 0,
                 "skipped_steps": 0,
+                "staleness_max": 0,
                 "seconds": None,
                 "generation_seconds": None,
+                "learner_waited_seconds": None,
             }
         )
 
@@ -56,7 +58,8 @@ class Records:
         self.round = round_
         self.iterations[-1] |= {"alpha": round_.alpha, "gap": round_.gap, "reason": round_.reason}
 
-    def stepped(self, report: StepReport) -> None:
+    def stepped(self, report: StepReport, staleness: list[int]) -> None:
+        """A step was taken on pairs whose opponents lay `staleness` versions behind the newest."""
         self.step += 1
         current = self.iterations[-1]
         current["pairs"] += report.pairs
@@ -69,7 +72,9 @@ class Records:
         }
         where = {"iteration": current["iteration"], "step": self.step}
         order = {"alpha": current["alpha"], "gap": current["gap"]}
-        self.folder.append_metrics("step", where | order | self.last_step)
+        current["staleness_max"] = max(current["staleness_max"], *staleness)
+        stale = {"staleness_mean": fmean(staleness), "staleness_max": max(staleness)}
+        self.folder.append_metrics("step", where | order | self.last_step | stale)
         assert self.round is not None
         if not report.skipped:
             self._warn(self.diagnostics.stepped(self.round, report))
@@ -82,28 +87,36 @@ class Records:
         current["generation_seconds"] = time.monotonic() - self.opened
         self.folder.append_metrics("written", {"iteration": current["iteration"]})
 
-    def round_closed(self, end: PairMeans) -> None:
-        """Training against the opponent is over; its successor is not evaluated yet."""
+    def round_closed(self, end: PairMeans, waited: float) -> None:
+        """Training against the opponent is over; its successor is not evaluated yet.
+
+        The learner waited `waited` seconds for batches.
+        """
         current = self.iterations[-1]
+        current["learner_waited_seconds"] = waited
         current["seconds"] = time.monotonic() - self.opened
         current["loss"] = end.loss
         current["reward_real"], current["reward_synthetic"] = end.reward_real, end.reward_synthetic
         current["pairs_per_s"] = current["pairs"] / current["seconds"]
 
-    def evaluated(self, version: int, exact_match: float | None) -> None:
-        """Version v is what iteration v made; version 0 is the baseline."""
-        self.evaluated_version = version
-        if version == 0:
+    def evaluated(self, iteration: int, exact_match: float | None) -> None:
+        """The model that `iteration` made was evaluated; 0 is the baseline."""
+        self.evaluated_iteration = iteration
+        if iteration == 0:
             self.baseline["exact_match"] = exact_match
             self.folder.append_metrics("baseline", self.baseline)
         else:
-            entry = self.iterations[version - 1]
+            entry = self.iterations[iteration - 1]
             entry["exact_match"] = exact_match
             self.folder.append_metrics("iteration", entry)
 
     def updated(self, update: Update) -> None:
         self.updates.append(update)
         self.folder.append_metrics("update", asdict(update))
+
+    def generator(self, name: str, state: str, reason: str | None) -> None:
+        """A generator came or went; `reason` if it died."""
+        self.folder.append_metrics("generator", {"generator": name, "state": state, "reason": reason})
 
     def _warn(self, findings: list[Finding]) -> None:
         for finding in findings:
@@ -117,7 +130,7 @@ class Records:
             "baseline": self.baseline,
             "iterations": self.iterations,
             "updates": [asdict(update) for update in self.updates],
-            "evaluated_version": self.evaluated_version,
+            "evaluated_iteration": self.evaluated_iteration,
             "round": self.round and asdict(self.round),
             "seconds": time.monotonic() - self.opened,
             "steps": self.steps,
@@ -139,7 +152,7 @@ class Records:
         state = deepcopy(state)
         self.baseline, self.iterations = state["baseline"], state["iterations"]
         self.updates = [Update(**update) for update in state["updates"]]
-        self.evaluated_version = state["evaluated_version"]
+        self.evaluated_iteration = state["evaluated_iteration"]
         self.round = Round(**state["round"]) if state["round"] else None
         self.opened = time.monotonic() - state["seconds"]  # so that only time of a living run counts
         self.steps, self.step, self.last_step = state["steps"], state["step"], state["last_step"]
@@ -157,7 +170,7 @@ class Records:
             "alpha": self.round.alpha if self.round else None,
             "gap": self.round.gap if self.round else None,
             "steps": self.steps,
-            "evaluated": self.evaluated_version,
+            "evaluated": self.evaluated_iteration,
             "baseline": self.baseline,
             "iterations": self.iterations,
             "last_step": self.last_step,

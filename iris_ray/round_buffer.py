@@ -10,6 +10,7 @@ import numpy as np
 from iris_ray.batching import balance
 from iris_ray.game import Round
 from iris_ray.ledger import Ledger
+from iris_ray.refresh import newest_version
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class StoredPair:
     chunk: Any
     index: int
     num_tokens: int
+    version: int
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank trains on in a step; `initial` are the first iteration's pairs of the same prompts.
+    """What a rank trains on in a step; `initial` are the first iteration's pairs of the same prompts and
+    replicas.
 
     Empty unless the objective looks at them, and in the first iteration itself.
     """
@@ -34,6 +37,9 @@ class Share:
 
 class RoundBuffer:
     """Leases prompts in a seeded order and serves the learner's batches in that same order.
+
+    A prompt has as many positions as responses are written to it, one behind the other. Its pairs stay
+    neighbours in every pass.
 
     The first pass follows the order of generation, so that training starts on the first pairs while
     the rest are written; later passes are shuffled. Which pairs a step holds depends on the seed alone,
@@ -50,26 +56,59 @@ class RoundBuffer:
         batch_size: int,
         max_ahead: int,
         seed: int,
+        replicas: int = 1,
         initial: Mapping[int, StoredPair] | None = None,
+        refresh_every: int | None = None,
+        max_staleness: int = 0,
     ):
-        """`initial`: pairs of the first iteration by prompt id, for an objective that looks at them."""
+        """`initial`: pairs of the first iteration by pair id, for an objective that looks at them.
+
+        `refresh_every`: steps between two versions of the opponent; a pair is trained on when its own lies
+        at most `max_staleness` versions behind the newest.
+        """
         self.round = round_
-        self.prompt_ids = prompt_ids
-        self.ledger = Ledger(len(prompt_ids), epochs)
+        self.replicas = replicas
+        self.pair_ids = _positions(prompt_ids, replicas)
+        self.ledger = Ledger(len(self.pair_ids), epochs)
         self.batch_size = batch_size
         self.max_ahead = max_ahead
-        self.steps_per_epoch = math.ceil(len(prompt_ids) / batch_size)
+        self.steps_per_epoch = math.ceil(len(self.pair_ids) / batch_size)
         self.steps = epochs * self.steps_per_epoch
         self.trained_steps = 0
+        self.refresh_every = refresh_every
+        self.max_staleness = max_staleness
         self._stored: dict[int, StoredPair] = {}
         self._initial = initial or {}
         shuffles = (np.random.default_rng([seed, round_.iteration, epoch]) for epoch in range(1, epochs))
-        self._orders = [np.arange(len(prompt_ids))]
-        self._orders += [shuffle.permutation(len(prompt_ids)) for shuffle in shuffles]
+        self._orders = [np.arange(len(self.pair_ids))]
+        self._orders += [_positions(shuffle.permutation(len(prompt_ids)), replicas) for shuffle in shuffles]
+
+    def pair(self, position: int) -> tuple[int, int]:
+        """The prompt at `position`, and which of its responses stands there, from 0."""
+        prompt_id, replica = divmod(int(self.pair_ids[position]), self.replicas)
+        return prompt_id, replica
 
     def lease(self, holder: str, count: int) -> list[int]:
-        """Up to `count` positions for `holder`, none when the learner is too far behind."""
-        return self.ledger.lease(holder, count, self.trained_steps * self.batch_size + self.max_ahead)
+        """Up to `count` positions for `holder`, to be answered with `version`.
+
+        None when the learner is too far behind: to be worth their place, they must not grow too stale.
+        """
+        below = self.trained_steps * self.batch_size + self.max_ahead
+        if self.refresh_every:
+            # When a position is trained on is known beforehand, and with it how stale it will be by then.
+            refreshes = self.trained_steps // self.refresh_every + self.max_staleness + 1
+            below = min(below, refreshes * self.refresh_every * self.batch_size)
+        return self.ledger.lease(holder, count, below)
+
+    @property
+    def version(self) -> int:
+        """The newest version of the opponent."""
+        return newest_version(self.round, self.trained_steps, self.refresh_every)
+
+    def staleness(self, step: int) -> list[int]:
+        """By how many versions the pairs of `step` lie behind the newest one when they are trained on."""
+        newest = newest_version(self.round, step, self.refresh_every)
+        return [newest - self._stored[position].version for position in self.positions(step)]
 
     def add(self, holder: str, position: int, pair: StoredPair) -> bool:
         """Take in a written pair; False if its lease had been given back meanwhile."""
@@ -92,13 +131,18 @@ class RoundBuffer:
         positions = self.positions(step)
         parts = balance([self._stored[position].num_tokens for position in positions], ranks)
         mine = [positions[item] for item in sorted(parts[rank])]
-        prompts = self.prompt_ids[mine].tolist() if self._initial else []
-        return Share([self._stored[position] for position in mine], [self._initial[p] for p in prompts])
+        pair_ids = self.pair_ids[mine].tolist() if self._initial else []
+        return Share([self._stored[position] for position in mine], [self._initial[i] for i in pair_ids])
 
     def commit(self, step: int) -> None:
         """Enter a finished optimiser step in the ledger."""
         self.ledger.commit(step // self.steps_per_epoch, self.positions(step))
         self.trained_steps = max(self.trained_steps, step + 1)
+
+    @property
+    def ahead(self) -> int:
+        """Written pairs that the first pass has not come to yet."""
+        return max(self.ledger.written - self.trained_steps * self.batch_size, 0)
 
     def stored(self) -> list[StoredPair]:
         """All pairs written so far, in the round's order."""
@@ -140,6 +184,11 @@ def draw_prompts(
     return order[:limit]
 
 
-def sampling_seed(seed: int, iteration: int, prompt_id: int) -> int:
+def sampling_seed(seed: int, iteration: int, prompt_id: int, replica: int = 0) -> int:
     """Seed of one response: the same whichever generator writes it, and when."""
-    return int(np.random.SeedSequence([seed, iteration, prompt_id]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, iteration, prompt_id, replica]).generate_state(1)[0])
+
+
+def _positions(places: np.ndarray, replicas: int) -> np.ndarray:
+    """Each of `places` as `replicas` neighbours: place p becomes replicas · p, replicas · p + 1 and so on."""
+    return (places[:, None] * replicas + np.arange(replicas)).ravel()

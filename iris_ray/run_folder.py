@@ -29,6 +29,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
+        self.cluster = self.path / "cluster.json"
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":
@@ -121,6 +122,15 @@ class RunFolder:
                 file.truncate(size)
         except OSError as error:
             raise RunFolderError(f"{self.metrics}: cannot be cut back to the checkpoint: {error}") from error
+
+    @contextmanager
+    def playing_on(self, address: str, dashboard_url: str | None) -> Iterator[None]:
+        """Keep in cluster.json where the run plays while the block runs: that is how others find it."""
+        self.cluster.write_text(json.dumps({"address": address, "dashboard": dashboard_url}) + "\n")
+        try:
+            yield
+        finally:
+            self.cluster.unlink()
 
     def write_probe(self, probe: Probe) -> None:
         """Keep the final model's log-probs of a few sequences: whoever loads it elsewhere can compare."""

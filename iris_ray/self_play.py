@@ -5,7 +5,7 @@ from typing import Any
 
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
 from iris_ray.config import RunConfig
-from iris_ray.errors import RunFolderError
+from iris_ray.errors import LostActorError, RunFolderError
 from iris_ray.model_card import write_model_card
 from iris_ray.preparation import Prepared, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
@@ -74,7 +74,8 @@ class SelfPlay:
             storage.keep_only(checkpoint)
             if self.resumes:
                 self.view.resuming(checkpoint)
-            return self._play(cluster, folder, prepared, checkpoint)
+            with folder.playing_on(cluster.address, cluster.dashboard_url):
+                return self._play(cluster, folder, prepared, checkpoint)
 
     def _play(
         self, cluster: Any, folder: RunFolder, prepared: Prepared, checkpoint: StoredCheckpoint | None
@@ -82,13 +83,25 @@ class SelfPlay:
         from actors.service import Service
 
         summary: dict[str, Any] = {"run": self.config.run.name, "status": "finished", "versions": versions()}
-        service = None
+        service: Service | None = None
         try:
             config = self.config.with_absolute_paths()
             model_path = config.model.path or self._make_model(folder, prepared)
             self.view.starting(cluster.dashboard_url)
-            service = Service(config, prepared, model_path, checkpoint.path if checkpoint else None)
-            service.play(self.view)
+            storage = CheckpointStorage(config)
+            for failures_left in reversed(range(config.run.max_failures + 1)):
+                service = Service(config, prepared, model_path, checkpoint.path if checkpoint else None)
+                try:
+                    service.play(self.view)
+                    break
+                except LostActorError as error:
+                    if not failures_left:
+                        raise
+                    service.stop()
+                    service = None
+                    checkpoint = storage.newest()
+                    self.view.lost(error, checkpoint)
+            assert service
             prepared.tokenizer.save_pretrained(folder.final)
             folder.write_probe(service.probe())
             write_model_card(folder.final, self.config, service.summary(), prepared.data.report)

@@ -4,6 +4,7 @@ from typing import Any
 
 from iris_ray.checkpoints import StoredCheckpoint
 from iris_ray.config import RunConfig
+from iris_ray.errors import LostActorError
 from iris_ray.preparation import Prepared
 from iris_ray.scratch.warmup import WarmupResult
 
@@ -22,6 +23,9 @@ class View:
 
     def resuming(self, checkpoint: StoredCheckpoint | None) -> None:
         """A run is gone on with from `checkpoint`, or from its beginning if there is none."""
+
+    def lost(self, error: LostActorError, checkpoint: StoredCheckpoint | None) -> None:
+        """An actor with state of the run died, so the run goes back to `checkpoint`, or to its beginning."""
 
     def starting(self, dashboard_url: str | None) -> None:
         """The actors start."""

@@ -7,7 +7,15 @@ from rich.console import Console
 
 from iris_ray.console_view import ConsoleView
 
-STATUS = {"iteration": 0, "evaluated": -1, "iterations": [], "warnings": [], "generators": []}
+STATUS = {
+    "iteration": 0,
+    "evaluated": -1,
+    "iterations": [],
+    "warnings": [],
+    "generators": [],
+    "wanted": 2,
+    "deaths": [],
+}
 BEGIN, LATER = {"iteration": 0, "step": 0}, {"iteration": 1, "step": 4}
 
 
@@ -42,4 +50,16 @@ def test_a_warning_is_printed_once_though_its_step_is_taken_again() -> None:
     assert output.getvalue().splitlines() == [
         "Warning (iteration 1, step 5) look",
         "Warning (iteration 1, step 9) look",
+    ]
+
+
+def test_generators_that_die_and_new_numbers_of_them_are_told_of_once() -> None:
+    output = io.StringIO()
+    view = ConsoleView(Console(file=output, width=200))
+    death = {"name": "generator-0", "reason": "lost its node"}
+    for wanted, deaths in ((2, []), (2, [death]), (2, [death]), (4, [death]), (4, [death])):
+        view.update(STATUS | {"learner_starts": [], "wanted": wanted, "deaths": deaths})
+    assert output.getvalue().splitlines() == [
+        "generator-0 died and is replaced: lost its node",
+        "Generators: 2 -> 4",
     ]

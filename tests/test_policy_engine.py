@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,10 +14,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 from actors.environment import generator_environment
 from iris_ray import lora
 from iris_ray.config import RunConfig
-from iris_ray.errors import ParityError
+from iris_ray.errors import ConfigError, ParityError
+from iris_ray.generation.stop_tokens import single_tokens
+from iris_ray.scratch.tokenizer import START, train_tokenizer
 from iris_ray.weights.buckets import pack_buckets, unpack_tensors
 from iris_ray.weights.manifest import Probe
 from iris_ray.weights.parity import check_parity
+
+if TYPE_CHECKING:
+    from iris_ray.generation.policy_engine import StagedBucket
 
 END = 1
 SEQUENCES = torch.randint(2, 300, (4, 24), generator=torch.Generator().manual_seed(0)).tolist()
@@ -92,6 +98,9 @@ class Running:
     def load(self, model: Qwen2ForCausalLM, spoil: bool = False) -> None:
         """Load a model's weights as the generator actor does, in several buckets."""
         self.version += 1
+        self.run(self.engine.load_weights(self.version, self.buckets(model, spoil)))
+
+    def buckets(self, model: Qwen2ForCausalLM, spoil: bool = False) -> "list[StagedBucket]":
         buckets = []
         for index, (data, tensors) in enumerate(pack_buckets(model.named_parameters(), 100_000)):
             path = self.folder / str(index)
@@ -99,8 +108,8 @@ class Running:
                 data[:1000] = 0
             data.numpy().tofile(path)
             buckets.append((path, tensors))
-        assert len(buckets) > 1
-        self.run(self.engine.load_weights(self.version, buckets))
+        assert len(buckets) > 2
+        return buckets
 
     def load_adapter(self, model: PreTrainedModel) -> None:
         """Load a model's adapter as the generator actor does, out of buckets."""
@@ -168,6 +177,48 @@ def test_weights_that_did_not_land_stop_the_run(running: Running) -> None:
         check_parity(Probe(SEQUENCES, logprobs(new)), running.logprobs(), CONFIG, "generator-0", 2)
 
 
+def serves(running: Running, model: Qwen2ForCausalLM) -> bool:
+    difference = torch.tensor(running.logprobs()) - torch.tensor(logprobs(model))
+    return difference.abs().max().item() < 2e-5
+
+
+def test_weights_that_are_made_ready_change_nothing_until_they_are_loaded(running: Running) -> None:
+    old, new = tiny_model(1, running.tied), tiny_model(2, running.tied)
+    running.load(old)
+    first, second, *rest = running.buckets(new)
+    for path, tensors in (first, second):
+        running.run(running.engine.ready_weights(path, tensors))
+        path.unlink()
+        assert serves(running, old)
+    running.run(running.engine.load_weights(7, rest))
+    assert serves(running, new)
+    for path, tensors in running.buckets(old)[:2]:
+        running.run(running.engine.ready_weights(path, tensors))
+    running.run(running.engine.drop_weights())
+    assert serves(running, new)
+    running.load(old)
+    assert serves(running, old)
+
+
+def test_an_engine_that_is_half_updated_answers_nothing_until_a_whole_update(running: Running) -> None:
+    old, new = tiny_model(3, running.tied), tiny_model(4, running.tied)
+    running.load(old)
+    buckets = running.buckets(new)
+
+    def broken() -> "Iterator[StagedBucket]":
+        yield from buckets[:2]
+        raise OSError("the rest never came")
+
+    for failing in (broken(), buckets[:2]):
+        # The engine itself tells when the second one ends: it misses what did not come.
+        with pytest.raises(Exception, match=r"the rest never came|an update was not whole"):
+            running.run(running.engine.load_weights(1, failing))
+        with pytest.raises(TimeoutError):
+            running.run(asyncio.wait_for(running.engine.logprobs(SEQUENCES), 1))
+    running.load(new)
+    assert serves(running, new)
+
+
 def test_greedy_answers_are_those_of_the_loaded_model(running: Running) -> None:
     model = tiny_model(3, running.tied)
     running.load(model)
@@ -218,6 +269,88 @@ def test_an_answer_ends_with_the_end_token_or_says_that_it_was_cut(running: Runn
         assert response.tokens.count(END) == ended
         assert (response.tokens[-1] == END) == ended
         assert ended or len(response.tokens) == CONFIG.data.max_response_tokens
+
+
+@contextmanager
+def sampling(running: Running, **settings) -> Iterator[None]:
+    """Change the engine's sampling for a while."""
+    before = running.engine.config
+    generation = before.generation.model_copy(update=settings)
+    running.engine.config = before.model_copy(update={"generation": generation})
+    yield
+    running.engine.config = before
+
+
+def answers(running: Running, count: int) -> list[list[int]]:
+    async def ask() -> list:
+        return await asyncio.gather(*[running.engine.generate(PROMPTS[i % 4], seed=i) for i in range(count)])
+
+    return [response.tokens for response in running.run(ask())]
+
+
+def ranks_and_shares(model: PreTrainedModel, written: list[list[int]]) -> list[tuple[int, float, float]]:
+    """Of each written token: how many are likelier, their probability in all, and p over the largest p."""
+    found = []
+    for index, tokens in enumerate(written):
+        prompt = PROMPTS[index % 4]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        for probabilities, token in zip(logits.softmax(-1), tokens, strict=True):
+            likelier = probabilities[probabilities > probabilities[token]]
+            share = (probabilities[token] / probabilities.max()).item()
+            found.append((len(likelier), likelier.sum().item(), share))
+    return found
+
+
+def test_sampling_settings_reach_the_engine(running: Running) -> None:
+    model = tiny_model(7, running.tied)
+    running.load(model)
+    off = ranks_and_shares(model, answers(running, 24))
+    with sampling(running, top_k=3):
+        limited = ranks_and_shares(model, answers(running, 24))
+    assert max(rank for rank, _, _ in limited) == 2 < max(rank for rank, _, _ in off)
+    with sampling(running, top_p=0.5):
+        limited = ranks_and_shares(model, answers(running, 24))
+    assert max(before for _, before, _ in limited) < 0.5 + 1e-3 < max(before for _, before, _ in off)
+    with sampling(running, min_p=0.3):
+        limited = ranks_and_shares(model, answers(running, 24))
+    assert min(share for _, _, share in limited) > 0.3 - 1e-3 > min(share for _, _, share in off)
+    with sampling(running, temperature=0.01):
+        assert sum(rank for rank, _, _ in ranks_and_shares(model, answers(running, 8))) < 5
+
+
+def test_no_limit_is_no_limit_however_it_is_written(running: Running) -> None:
+    running.load(tiny_model(7, running.tied))
+    plain = answers(running, 8)
+    for top_k in (0, -1):
+        with sampling(running, top_k=top_k):
+            assert answers(running, 8) == plain
+
+
+def test_a_stop_text_ends_a_response_and_stays_in_it(tmp_path: Path) -> None:
+    texts = ["one two three"]
+    tokenizer = train_tokenizer(texts, 300)
+    (stop,) = single_tokens([START], tokenizer)
+    model = tiny_model(5, tied=True)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[stop] *= 4  # makes it likely now and then
+    generation = CONFIG.generation.model_copy(update={"stop": [START]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    with started(tmp_path, model, CONFIG.model_copy(update={"generation": generation})) as running:
+        running.load(model)
+        written = answers(running, 40)
+    ended = [tokens for tokens in written if tokens[-1] == stop]
+    assert ended
+    assert all(tokens.index(stop) == len(tokens) - 1 for tokens in ended)
+    assert all(stop not in tokens for tokens in written if tokens not in ended)
+
+
+def test_a_stop_text_of_several_tokens_is_refused() -> None:
+    tokenizer = train_tokenizer(["one two three"], 300)
+    with pytest.raises(
+        ConfigError, match=r"generation.stop: 'one two' is \d tokens of the model's tokenizer"
+    ):
+        single_tokens([START, "one two"], tokenizer)
 
 
 def adapted_model(seed: int) -> PreTrainedModel:

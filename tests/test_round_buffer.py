@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pytest
@@ -19,21 +19,35 @@ GENERATORS = ("a", "b", "c")
 
 
 def round_buffer(
-    size: int = 10, *, epochs: int = 1, batch_size: int = 4, max_ahead: int = 100, seed=0, iteration=1
+    size: int = 10,
+    *,
+    epochs: int = 1,
+    batch_size: int = 4,
+    max_ahead: int = 100,
+    seed: int = 0,
+    iteration: int = 1,
+    replicas: int = 1,
 ) -> RoundBuffer:
+    """A round of `size` prompts."""
     round_ = Round(iteration, version=iteration - 1, alpha=1.0, gap=0.0, reason="")
     return RoundBuffer(
-        round_, np.arange(size), epochs=epochs, batch_size=batch_size, max_ahead=max_ahead, seed=seed
+        round_,
+        np.arange(size),
+        epochs=epochs,
+        batch_size=batch_size,
+        max_ahead=max_ahead,
+        seed=seed,
+        replicas=replicas,
     )
 
 
 def stored(position: int) -> StoredPair:
-    return StoredPair("chunk", position, num_tokens=8 + position * 7 % 23)
+    return StoredPair("chunk", position, num_tokens=8 + position * 7 % 23, version=0)
 
 
 def filled(**shape: int) -> RoundBuffer:
     buffer = round_buffer(**shape)
-    for position in buffer.lease("a", len(buffer.prompt_ids)):
+    for position in buffer.lease("a", len(buffer.pair_ids)):
         buffer.add("a", position, stored(position))
     return buffer
 
@@ -78,30 +92,60 @@ def play(
     epochs=st.integers(1, 3),
     batch_size=st.integers(1, 8),
     spare=st.integers(0, 8),
+    replicas=st.integers(1, 4),
     rng=st.randoms(use_true_random=False),
 )
-def test_every_pair_is_trained_on_once_an_epoch_whoever_wrote_it(size, epochs, batch_size, spare, rng):
-    buffer = round_buffer(size, epochs=epochs, batch_size=batch_size, max_ahead=batch_size + spare)
+def test_every_pair_is_trained_on_once_an_epoch_whoever_wrote_it(
+    size, epochs, batch_size, spare, replicas, rng
+):
+    shape = {"size": size, "epochs": epochs, "batch_size": batch_size, "replicas": replicas}
+    buffer = round_buffer(**shape, max_ahead=batch_size + spare)
     batches = play(buffer, rng)
-    assert Counter(chain(*batches)) == dict.fromkeys(range(size), epochs)
-    assert buffer.ledger.counts() == LedgerCounts(committed=size)
-    assert batches == all_batches(filled(size=size, epochs=epochs, batch_size=batch_size))
-    assert buffer.stored() == [stored(position) for position in range(size)]
+    pairs = size * replicas
+    assert buffer.steps == epochs * -(-pairs // batch_size)
+    assert Counter(chain(*batches)) == dict.fromkeys(range(pairs), epochs)
+    assert buffer.ledger.counts() == LedgerCounts(committed=pairs)
+    assert batches == all_batches(filled(**shape))
+    assert buffer.stored() == [stored(position) for position in range(pairs)]
 
 
 @given(
     size=st.integers(1, 30),
     epochs=st.integers(1, 3),
     batch_size=st.integers(1, 8),
+    replicas=st.integers(1, 4),
+    iteration=st.integers(1, 3),
+)
+def test_every_prompt_has_its_replicas_as_neighbours_in_every_pass(
+    size, epochs, batch_size, replicas, iteration
+):
+    shape = {"size": size, "epochs": epochs, "batch_size": batch_size, "iteration": iteration}
+    buffer = round_buffer(**shape, replicas=replicas)
+    passes = np.array(list(chain(*all_batches(buffer)))).reshape(epochs, size, replicas)
+    for order in passes:
+        written = [[buffer.pair(position) for position in positions] for positions in order]
+        prompts = [members[0][0] for members in written]
+        assert sorted(prompts) == list(range(size))
+        assert written == [[(prompt, replica) for replica in range(replicas)] for prompt in prompts]
+    # Prompts come in the order in which they come with one response each.
+    one_each = np.array(list(chain(*all_batches(round_buffer(**shape))))).reshape(epochs, size)
+    assert (passes[:, :, 0] // replicas == one_each).all()
+
+
+@given(
+    size=st.integers(1, 30),
+    epochs=st.integers(1, 3),
+    batch_size=st.integers(1, 8),
+    replicas=st.integers(1, 3),
     ranks=st.integers(1, 3),
     alive=st.booleans(),
     rng=st.randoms(use_true_random=False),
 )
 def test_a_round_set_back_to_a_checkpoint_ends_as_if_nothing_had_happened(
-    size, epochs, batch_size, ranks, alive, rng
+    size, epochs, batch_size, replicas, ranks, alive, rng
 ):
     """`alive`: the learner alone died, and the buffer and the generators' promises outlive it."""
-    shape = {"size": size, "epochs": epochs, "batch_size": batch_size}
+    shape = {"size": size, "epochs": epochs, "batch_size": batch_size, "replicas": replicas}
     buffer, under_way = round_buffer(**shape, max_ahead=batch_size), []
     at = rng.randint(0, buffer.steps)
     batches = play(buffer, rng, range(at), under_way)
@@ -115,7 +159,7 @@ def test_a_round_set_back_to_a_checkpoint_ends_as_if_nothing_had_happened(
     assert (buffer.trained_steps, buffer.ledger.leased, buffer.by_position()) == (at, 0, kept)
     batches += play(buffer, rng, range(at, buffer.steps), under_way)
     assert batches == all_batches(buffer)
-    assert buffer.ledger.counts() == LedgerCounts(committed=size)
+    assert buffer.ledger.counts() == LedgerCounts(committed=size * replicas)
     straight = filled(**shape)
     assert buffer.stored() == straight.stored()
     for step in range(buffer.steps):
@@ -159,8 +203,8 @@ def test_a_pair_that_comes_after_its_lease_was_given_back_is_dropped():
     buffer.lease("late", 1)
     buffer.ledger.give_back("late")
     assert buffer.lease("next", 1) == [0]
-    assert not buffer.add("late", 0, StoredPair("late", 0, 1))
-    assert buffer.add("next", 0, StoredPair("next", 0, 1))
+    assert not buffer.add("late", 0, StoredPair("late", 0, 1, 0))
+    assert buffer.add("next", 0, StoredPair("next", 0, 1, 0))
     assert [pair.chunk for pair in buffer.stored()] == ["next"]
 
 
@@ -206,13 +250,23 @@ def test_a_rank_goes_without_where_there_are_too_few_pairs():
     assert [buffer.share(0, rank, 3) for rank in (1, 2)] == [Share([], [])] * 2
 
 
-def of_first_iteration(prompt: int) -> StoredPair:
-    return StoredPair("first", prompt, num_tokens=3)
+def of_first_iteration(prompt: int, replica: int) -> StoredPair:
+    return StoredPair(("first", replica), prompt, num_tokens=3, version=0)
 
 
-def later_round(limit: int | None = None) -> RoundBuffer:
+def later_round(limit: int | None = None, replicas: int = 1) -> RoundBuffer:
     """All pairs of a third iteration, for an objective that looks at those of the first."""
     prompt_ids = draw_prompts(30, limit, 0, 3, same_prompts=True)
+    first = RoundBuffer(
+        Round(1, version=0, alpha=1.0, gap=0.0, reason=""),
+        draw_prompts(30, limit, 0, 1),
+        epochs=2,
+        batch_size=8,
+        max_ahead=100,
+        seed=0,
+        replicas=replicas,
+    )
+    pairs = [of_first_iteration(*first.pair(position)) for position in range(len(first.pair_ids))]
     buffer = RoundBuffer(
         Round(3, version=2, alpha=1.0, gap=0.0, reason=""),
         prompt_ids,
@@ -220,7 +274,8 @@ def later_round(limit: int | None = None) -> RoundBuffer:
         batch_size=8,
         max_ahead=100,
         seed=0,
-        initial={prompt: of_first_iteration(prompt) for prompt in draw_prompts(30, limit, 0, 1).tolist()},
+        replicas=replicas,
+        initial=dict(zip(first.pair_ids.tolist(), pairs, strict=True)),
     )
     for position in buffer.lease("a", 100):
         buffer.add("a", position, stored(position))
@@ -229,19 +284,23 @@ def later_round(limit: int | None = None) -> RoundBuffer:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("limit", [None, 20])
-def test_each_pair_comes_with_the_first_iterations_pair_of_its_prompt(ranks, limit):
-    buffer = later_round(limit)
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_each_pair_comes_with_the_first_iterations_pair_of_its_prompt_and_replica(ranks, limit, replicas):
+    buffer = later_round(limit, replicas)
     trained: list[StoredPair] = []
     for step in range(buffer.steps):
         for rank in range(ranks):
             share = buffer.share(step, rank, ranks)
-            prompts = buffer.prompt_ids[[pair.index for pair in share.pairs]].tolist()
-            assert share.initial == [of_first_iteration(prompt) for prompt in prompts]
+            written = [buffer.pair(pair.index) for pair in share.pairs]
+            assert share.initial == [
+                of_first_iteration(*prompt_and_replica) for prompt_and_replica in written
+            ]
             trained += share.initial
     # Prompts are not numbered by their place, or the lookup above would tell nothing.
-    assert buffer.prompt_ids.tolist() != sorted(buffer.prompt_ids)
-    counts = Counter(pair.index for pair in trained)
-    assert counts == dict.fromkeys(draw_prompts(30, limit, 0, 1).tolist(), 2)
+    assert buffer.pair_ids.tolist() != sorted(buffer.pair_ids)
+    counts = Counter(trained)
+    prompts = draw_prompts(30, limit, 0, 1).tolist()
+    assert counts == {of_first_iteration(p, replica): 2 for p in prompts for replica in range(replicas)}
 
 
 def test_a_rank_without_pairs_has_no_first_ones_either():
@@ -289,8 +348,49 @@ def test_asking_for_the_same_prompts_changes_nothing_in_the_first_iteration():
 
 def test_sampling_seeds_repeat_and_never_coincide():
     def seeds() -> list[int]:
-        return [sampling_seed(s, i, p) for s in range(3) for i in range(1, 4) for p in range(100)]
+        places = product(range(3), range(1, 4), range(100), range(3))
+        return [
+            sampling_seed(seed, iteration, prompt, replica) for seed, iteration, prompt, replica in places
+        ]
 
     assert seeds() == seeds()
-    assert len(set(seeds())) == 900
+    assert len(set(seeds())) == 2700
     assert all(0 <= seed < 2**32 for seed in seeds())
+
+
+@given(
+    replicas=st.integers(1, 4),
+    batch_size=st.integers(1, 8),
+    max_ahead=st.integers(8, 40),
+    rng=st.randoms(use_true_random=False),
+)
+def test_a_response_has_its_seed_wherever_and_whenever_it_is_leased(replicas, batch_size, max_ahead, rng):
+    """Order of prompts, size of leases, who leases and how often change no seed."""
+    prompt_ids = list(range(12))
+    rng.shuffle(prompt_ids)
+    buffer = RoundBuffer(
+        Round(2, version=1, alpha=1.0, gap=0.0, reason=""),
+        np.array(prompt_ids),
+        epochs=1,
+        batch_size=batch_size,
+        max_ahead=max_ahead,
+        seed=5,
+        replicas=replicas,
+    )
+    seeds: dict[tuple[int, int], int] = {}
+    for step in range(buffer.steps):
+        while not buffer.is_ready(step):
+            holder = rng.choice(GENERATORS)
+            for position in buffer.lease(holder, rng.randint(1, 9)):
+                place = buffer.pair(position)
+                seed = sampling_seed(5, 2, *place)
+                assert seeds.setdefault(place, seed) == seed
+                buffer.add(holder, position, stored(position))
+            if rng.random() < 0.3:
+                buffer.ledger.give_back(rng.choice(GENERATORS))
+        buffer.commit(step)
+    expected = {
+        (p, replica): sampling_seed(5, 2, p, replica) for p in range(12) for replica in range(replicas)
+    }
+    assert seeds == expected
+    assert len(set(seeds.values())) == 12 * replicas

@@ -1,6 +1,10 @@
 """Weights as bytes and back, and the proof that they arrived."""
 
+import asyncio
 import math
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -8,10 +12,14 @@ from conftest import run_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.weight_store import WeightStore
 from iris_ray.errors import ParityError
-from iris_ray.weights.buckets import ALIGNMENT, pack_buckets, unpack_tensors
-from iris_ray.weights.manifest import Probe
+from iris_ray.weights.buckets import ALIGNMENT, pack_buckets, unpack_arrays, unpack_tensors
+from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
 from iris_ray.weights.parity import TOLERANCE, check_parity
+from iris_ray.weights.shares import WeightShare, join_shares, share_buckets
+from iris_ray.weights.staging import bucket_bytes as bucket_bytes_of
+from iris_ray.weights.staging import write_bucket
 
 PROBE = Probe([[1, 2, 3], [4, 5]], [[-0.5, -1.5], [-2.5]])
 
@@ -115,3 +123,91 @@ def test_parity_tolerance_can_be_set():
 def test_weights_that_did_not_arrive_stop_the_run(by):
     with pytest.raises(ParityError, match=r"generator-7 does not serve weights version 3: .*by up to"):
         parity(by)
+
+
+@given(st.lists(tensors, max_size=12), st.integers(1, 3000), st.integers(1, 4), st.booleans())
+def test_shares_of_all_ranks_make_the_whole_version(tensors, bucket_bytes, ranks, lasting):
+    weights = [(f"layer.{i}", tensor) for i, tensor in enumerate(tensors)]
+    shares = {}
+    for rank in range(ranks):
+        mine = share_buckets(weights, bucket_bytes, rank, ranks, lasting)
+        buckets = [Bucket(arrays, specs) for arrays, specs in mine]
+        assert (join_shares(shares) is None) if shares else True
+        shares[rank] = WeightShare(7, rank, ranks, buckets, PROBE if rank == 0 else None)
+    manifest = join_shares(shares)
+    assert (manifest.version, manifest.probe) == (7, PROBE)
+    received = [item for bucket in manifest.buckets for item in unpack_arrays(bucket.data, bucket.tensors)]
+    assert [name for name, _ in received] == [name for name, _ in weights]
+    for (_, tensor), (_, sent) in zip(received, weights, strict=True):
+        assert tensor.dtype == sent.dtype
+        assert torch.equal(tensor, sent)
+    for bucket in manifest.buckets:
+        assert bucket_bytes_of(bucket.tensors) <= bucket_bytes or len(bucket.tensors) == 1
+    sizes = [len(shares[rank].buckets) for rank in range(ranks)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_rank_copies_only_its_own_share():
+    def short_lived():
+        shared = torch.empty(3)
+        for i in range(6):
+            yield str(i), shared.fill_(i)
+
+    for rank in range(2):
+        mine = list(share_buckets(short_lived(), 16, rank, 2))  # a tensor a bucket
+        unpacked = [item for bucket in mine for item in unpack_arrays(*bucket)]
+        assert [tensor.tolist() for _, tensor in unpacked] == [[i] * 3 for i in range(rank, 6, 2)]
+
+
+def test_lasting_tensors_are_not_copied():
+    weight = torch.nn.Parameter(torch.ones(4))
+    ((arrays, specs),) = share_buckets([("a", weight)], 100, lasting=True)
+    weight.data.zero_()
+    ((_, tensor),) = unpack_arrays(arrays, specs)
+    assert tensor.tolist() == [0, 0, 0, 0]
+
+
+@given(st.lists(tensors, min_size=1, max_size=12))
+def test_a_bucket_s_file_holds_each_tensor_at_its_offset(tensors):
+    weights = [(str(i), tensor) for i, tensor in enumerate(tensors)]
+    ((arrays, specs),) = share_buckets(weights, 1 << 20)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "bucket"
+        write_bucket(path, arrays, specs)
+        data = torch.frombuffer(bytearray(path.read_bytes()) or bytearray(1), dtype=torch.uint8)
+        for (_, received), (_, sent) in zip(unpack_tensors(data, specs), weights, strict=True):
+            assert torch.equal(received, sent)
+
+
+def store(*shares: WeightShare) -> tuple[WeightStore, list[WeightManifest | None]]:
+    """A weight store that took `shares`, and what it gives for version 1 after each of them."""
+    keeper = WeightStore.__ray_metadata__.modified_class()
+    given_ = []
+
+    async def play() -> None:
+        for share in shares:
+            await keeper.publish(share)
+            with suppress(TimeoutError):
+                given_.append(await asyncio.wait_for(keeper.get(1), 0.01))
+
+    asyncio.run(play())
+    return keeper, given_
+
+
+def test_a_version_can_be_pulled_once_every_rank_published_its_share():
+    buckets = [Bucket(i, []) for i in range(3)]
+    _, pulled = store(
+        WeightShare(1, 1, 2, buckets[1:2]),
+        WeightShare(1, 0, 2, buckets[0::2], PROBE),
+    )
+    (manifest,) = pulled
+    assert manifest.buckets == buckets
+    assert manifest.serial == 1
+
+
+def test_a_share_of_before_a_restart_completes_nothing():
+    keeper, pulled = store(WeightShare(1, 1, 2, [Bucket("old", [])]))
+    assert pulled == []
+    asyncio.run(keeper.clear())
+    asyncio.run(keeper.publish(WeightShare(1, 0, 2, [Bucket("new", [])], PROBE)))
+    assert not keeper.manifests

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -21,21 +23,53 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from iris_ray.config import RunConfig
 from iris_ray.contracts import FinishReason
 from iris_ray.errors import EngineError
+from iris_ray.generation.progress import Progress
 from iris_ray.generation.shared_memory import shared_folder
+from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.lora import adapter_config, meta_model, target_modules, write_adapter
 from iris_ray.weights.manifest import TensorSpec
 from iris_ray.weights.vllm_engine import BACKEND
 
 MIN_BATCHED_TOKENS = 4096  # prompts of several requests share a forward pass up to this size
+LOGS = (
+    "The reason stands in the log of its Generator actor: see the Ray dashboard, or "
+    "/tmp/ray/session_latest/logs on its node."
+)
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # settings that are called alike here and in vLLM
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
+
+StagedBucket = tuple[Path, list[TensorSpec]]  # a file, and what lies in it
+
+
+def engine_settings(config: RunConfig, model_path: str) -> dict[str, Any]:
+    """What decides how vLLM computes, by the names of its engine arguments."""
+    generation = config.generation
+    return {
+        "model": model_path,
+        "skip_tokenizer_init": True,
+        "trust_remote_code": config.model.trust_remote_code,
+        "dtype": config.model.dtype,
+        "max_model_len": config.window,
+        "max_num_batched_tokens": max(config.window, MIN_BATCHED_TOKENS),
+        # A prompt that is read in pieces makes vLLM rewind the request's seed, which kills the engine on
+        # CPU ("CPU Generator does not use offset").
+        "enable_chunked_prefill": generation.num_gpus > 0,
+        "max_num_seqs": generation.concurrency,
+        "gpu_memory_utilization": generation.gpu_memory_utilization,
+        "enforce_eager": generation.enforce_eager,
+        "tensor_parallel_size": generation.tensor_parallel,
+        "seed": config.run.seed,
+    }
 
 
 @dataclass(frozen=True)
 class Response:
-    """Tokens of a response; it ends with the end token unless it was cut (`length`)."""
+    """Tokens of a response; it ends with the end token, or a text of `generation.stop`, unless it was cut
+    (`length`). `logprob` is the sum of log p over all of them, in nats, where it was asked for."""
 
     tokens: list[int]
     finish_reason: FinishReason
+    logprob: float | None = None
 
 
 class PolicyEngine:
@@ -53,10 +87,16 @@ class PolicyEngine:
         self, config: RunConfig, model_path: str, end_token_id: int, load_format: str = "dummy"
     ) -> None:
         self.config = config
-        self.end_token_id = end_token_id
+        self._stop_token_ids = [end_token_id]
+        if config.generation.stop:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model_path, trust_remote_code=config.model.trust_remote_code
+            )
+            self._stop_token_ids += single_tokens(config.generation.stop, tokenizer)
+        self.progress = Progress()
         self._request_ids = itertools.count()
         self._adapter: LoRARequest | None = None
-        generation = config.generation
+        self._updating = self._half_updated = False
         weights: dict[str, Any]
         if config.model.lora is None:
             weights = {"load_format": load_format, "weight_transfer_config": WeightTransferConfig(BACKEND)}
@@ -71,41 +111,53 @@ class PolicyEngine:
                 # such a head kill the engine on CPU.
                 "lora_target_modules": target_modules(model, config.model.lora),
             }
-        self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model_path,
-                skip_tokenizer_init=True,
-                trust_remote_code=config.model.trust_remote_code,
-                dtype=config.model.dtype,
-                max_model_len=config.max_length,
-                max_num_batched_tokens=max(config.max_length, MIN_BATCHED_TOKENS),
-                # A prompt that is read in pieces makes vLLM rewind the request's seed, which kills the
-                # engine on CPU ("CPU Generator does not use offset").
-                enable_chunked_prefill=generation.num_gpus > 0,
-                max_num_seqs=generation.concurrency,
-                gpu_memory_utilization=generation.gpu_memory_utilization,
-                enforce_eager=generation.enforce_eager,
-                seed=config.run.seed,
-                enable_log_requests=False,
-                **weights,
-            )
+        arguments = AsyncEngineArgs(
+            **engine_settings(config, model_path),
+            enable_log_requests=False,
+            # vLLM's own reports cost Python for every step; the ones of `progress` stay.
+            disable_log_stats=True,
+            **weights,
         )
+        try:
+            self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self.progress])
+        except RuntimeError as error:  # of its process: what does not fit is told before it starts
+            raise EngineError(f"vLLM's engine did not start: {error} {LOGS}") from error
 
-    async def generate(self, prompt: list[int], *, seed: int | None = None, greedy: bool = False) -> Response:
-        """Answer one prompt, sampled as `generation` says, or greedily."""
+    async def generate(
+        self,
+        prompt: list[int],
+        *,
+        seed: int | None = None,
+        greedy: bool = False,
+        with_logprob: bool = False,
+    ) -> Response:
+        """Answer one prompt, sampled as `generation` says, or greedily.
+
+        `with_logprob` asks for the response's log p before temperature and truncation.
+        """
+        generation = self.config.generation
+        sampling: dict[str, Any] = {"temperature": 0.0}
+        if not greedy:
+            sampling = {name: getattr(generation, name) for name in SAMPLING}
         parameters = SamplingParams(
-            temperature=0.0 if greedy else self.config.generation.temperature,
-            top_p=1.0 if greedy else self.config.generation.top_p,
+            **sampling,
             max_tokens=self.config.data.max_response_tokens,
             seed=seed,
             # One end token for annotated and written responses, whatever the model's own list says.
             ignore_eos=True,
-            stop_token_ids=[self.end_token_id],
+            stop_token_ids=self._stop_token_ids,
+            logprobs=0 if with_logprob else None,
             detokenize=False,
+            skip_clone=True,  # nobody else holds them
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         output = (await self._request(prompt, parameters)).outputs[0]
-        return Response(list(output.token_ids), output.finish_reason)
+        return Response(list(output.token_ids), output.finish_reason, output.cumulative_logprob)
+
+    async def response_logprob(self, prompt: list[int], response: list[int]) -> float:
+        """log p(response | prompt), the sum over the response's tokens, in nats."""
+        (logprobs,) = await self.logprobs([prompt + response])
+        return sum(logprobs[-len(response) :])
 
     async def logprobs(self, sequences: Sequence[list[int]]) -> list[list[float]]:
         """log p of every token but the first, in nats, for each token sequence."""
@@ -118,26 +170,62 @@ class PolicyEngine:
             for output, tokens in zip(outputs, sequences, strict=True)
         ]
 
-    async def load_weights(self, version: int, buckets: Sequence[tuple[Path, list[TensorSpec]]]) -> float:
-        """Replace the weights by the buckets' contents; returns how long the engine stood still, in s."""
+    async def ready_weights(self, path: Path, tensors: list[TensorSpec]) -> None:
+        """Have the engine get some new weights ready while it serves the old ones.
+
+        They wait for the next `load_weights`; `drop_weights` forgets them. `path` may be deleted afterwards.
+        """
+        await self._start_update()
+        await self._update(path=str(path), tensors=[asdict(spec) for spec in tensors], serving=True)
+
+    async def drop_weights(self) -> None:
+        """Forget what `ready_weights` brought, and an update that failed in the middle."""
+        if self._updating:
+            self._updating = False
+            with suppress(Exception):  # vLLM lets go of an update by way of an error in it
+                await self._update(cancel=True)
+
+    async def load_weights(
+        self, version: int, buckets: AsyncIterable[StagedBucket] | Iterable[StagedBucket]
+    ) -> float:
+        """Put all weights in place: those that are ready, and the buckets' contents.
+
+        Returns how long the engine stood still, in s. If it raises, the engine goes on standing still until a
+        whole update succeeded. Cancelling it counts as such a failure.
+        """
+        await self._start_update()
         begin = time.monotonic()
-        # Keys and values of the old weights must not serve the new ones: clear the cache.
-        await self._engine.pause_generation(mode="wait", clear_cache=True)
-        await self._engine.start_weight_update()
-        for path, tensors in buckets:
-            info = {"path": str(path), "tensors": [asdict(spec) for spec in tensors]}
-            await self._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+        self._half_updated = True
+        await self._pause()
+        await self._update()  # what is ready goes in first: that frees memory for the rest
+        async for path, tensors in buckets if isinstance(buckets, AsyncIterable) else _each(buckets):
+            await self._update(path=str(path), tensors=[asdict(spec) for spec in tensors])
         await self._engine.finish_weight_update(weight_version=str(version))
+        self._updating = self._half_updated = False
         await self._engine.resume_generation()
         return time.monotonic() - begin
+
+    async def _start_update(self) -> None:
+        if self._half_updated:  # by an update that failed
+            await self.drop_weights()
+        if not self._updating:
+            await self._engine.start_weight_update()
+            self._updating = True
+
+    async def _update(self, **info: Any) -> None:
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+
+    async def _pause(self) -> None:
+        # Keys and values of the old weights must not serve the new ones: clear the cache. What is under way
+        # ends first. `AsyncLLM.pause_generation` does the same and then sleeps for 20 ms.
+        await self._engine.engine_core.pause_scheduler_async(mode="wait", clear_cache=True)
 
     async def load_adapter(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> float:
         """Replace the adapter, given under PEFT's names; returns how long the engine stood still, in s."""
         with shared_folder() as folder:
             write_adapter(Path(folder), self._adapter_config, tensors)
             begin = time.monotonic()
-            # Keys and values of the old adapter must not serve the new one: clear the cache.
-            await self._engine.pause_generation(mode="wait", clear_cache=True)
+            await self._pause()
             if self._adapter is not None:
                 await self._engine.remove_lora(self._adapter.lora_int_id)
             # vLLM counts from 1, and takes the same id for the same adapter.
@@ -145,6 +233,11 @@ class PolicyEngine:
             await self._engine.add_lora(self._adapter)
             await self._engine.resume_generation()
             return time.monotonic() - begin
+
+    def check_alive(self) -> None:
+        """Raise `EngineError` if the engine's process died."""
+        if self._engine.errored:
+            raise EngineError(f"the vLLM engine of a generator died. {LOGS}")
 
     def shutdown(self) -> None:
         self._engine.shutdown()
@@ -157,8 +250,10 @@ class PolicyEngine:
             ):
                 final = output
         except EngineDeadError:
-            raise EngineError(
-                "the vLLM engine of a generator died. The reason stands in the log of its Generator actor: "
-                "see the Ray dashboard, or /tmp/ray/session_latest/logs on its node."
-            ) from None
+            raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
         return final
+
+
+async def _each(buckets: Iterable[StagedBucket]) -> AsyncIterator[StagedBucket]:
+    for bucket in buckets:
+        yield bucket

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 
 from iris_ray.weights.manifest import TensorSpec
@@ -41,3 +42,13 @@ def unpack_tensors(bucket: torch.Tensor, specs: Iterable[TensorSpec]) -> Iterato
     for spec in specs:
         flat = bucket[spec.offset : spec.offset + spec.nbytes].view(getattr(torch, spec.dtype))
         yield spec.name, flat.view(spec.shape)
+
+
+def unpack_arrays(
+    arrays: Iterable[np.ndarray], specs: Iterable[TensorSpec]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Copies of one 1-D uint8 array per tensor, under the tensors' names."""
+    for array, spec in zip(arrays, specs, strict=True):
+        tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
+        tensor.view(-1).view(torch.uint8).numpy()[:] = array
+        yield spec.name, tensor

@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from iris_ray.errors import ResourceError
+
+
+class WeightsLost(ResourceError):
+    """A published version is gone: who published it died. It is published anew, as another one."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -17,7 +23,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Bucket:
-    """`data` is the object reference of a 1-D uint8 array; `tensors` tells what lies in it."""
+    """`data` is the object reference of a list of 1-D uint8 arrays, one for each of `tensors`."""
 
     data: Any
     tensors: list[TensorSpec]

@@ -1,9 +1,9 @@
 """What runs inside vLLM's engine process: the receiving end of a weight update, and LoRA on CPU."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from vllm.distributed.weight_transfer.base import (
@@ -15,7 +15,10 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
+from iris_ray.generation.orphans import die_with_parent
 from iris_ray.weights.buckets import unpack_tensors
+from iris_ray.weights.layer_swap import LayerSwap
+from iris_ray.weights.layerwise_reload import LayerwiseReload
 from iris_ray.weights.manifest import TensorSpec
 
 BACKEND = "object_store"
@@ -23,6 +26,7 @@ BACKEND = "object_store"
 
 def register() -> None:
     """Make the classes below known to vLLM; called in each of its processes (`vllm.general_plugins`)."""
+    die_with_parent()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, "ObjectStoreWeightTransferEngine")
     if current_platform.is_cpu():
@@ -39,10 +43,20 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """One bucket of weights: a file of raw bytes on this node and where each tensor lies in it."""
+    """Some tensors: a file of raw bytes on this node, and where each lies in it.
 
-    path: str
+    The file may be deleted once the call returned. While the engine is `serving` its weights stay as they
+    are. `cancel` ends an update that will not be finished; the call raises `UpdateCancelled`.
+    """
+
+    path: str = ""
     tensors: list[dict[str, Any]] = field(default_factory=list)
+    serving: bool = False
+    cancel: bool = False
+
+
+class UpdateCancelled(Exception):
+    """What vLLM has to see to let go of an update."""
 
 
 class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
@@ -51,37 +65,40 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loading: LayerSwap | LayerwiseReload
+        if current_platform.is_cpu() and LayerSwap.fits(self.model):
+            self.loading = LayerSwap(self.model)
+        else:
+            self.loading = LayerwiseReload(self.model, self.model_config)
+
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         pass
 
+    @torch.no_grad()
     def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+        self.loading.start()
 
-        initialize_layerwise_reload(self.model)
-
+    @torch.no_grad()
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        bytes_ = np.memmap(update_info.path, dtype=np.uint8, mode="c")
+        if update_info.cancel:
+            raise UpdateCancelled
         specs = [TensorSpec(**spec) for spec in update_info.tensors]
-        self.model.load_weights(  # type: ignore[operator]
-            unpack_tensors(torch.from_numpy(bytes_), specs)
-        )
+        tensors = unpack_tensors(_map(update_info.path), specs) if specs else ()
+        self.loading.receive(tensors, update_info.serving)
 
+    @torch.no_grad()
     def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-        self._repack_tied_head()
-
-    def _repack_tied_head(self) -> None:
-        # A tied head is a module of its own that may hold a packed copy of the embedding (CPU). It gets
-        # no tensor of its own in an update, so vLLM does not pack it again: it would go on answering
-        # with the old weights, and nothing would say so.
-        head = getattr(self.model, "lm_head", None)
-        if head is not None and self.model_config.hf_text_config.tie_word_embeddings:
-            head.quant_method.process_weights_after_loading(head)
+        self.loading.finish()
 
     def shutdown(self) -> None:
         pass
+
+
+def _map(path: str) -> torch.Tensor:
+    """A file's bytes without a copy: in shared memory no disk takes part."""
+    return torch.from_file(path, shared=False, size=os.path.getsize(path), dtype=torch.uint8)
 
 
 class CPULora(PunicaWrapperCPU):

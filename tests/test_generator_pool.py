@@ -1,0 +1,182 @@
+"""Generators that come, go, hang and lie while a run goes on: real Ray, vLLM and DeepSpeed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+
+from actors import names
+from actors.cluster import connect
+from actors.steering import scale
+from iris_ray.errors import ConfigError
+
+RECIPE = {
+    "run": {"name": "pool"},
+    "model": {
+        "dtype": "float32",
+        "scratch": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "layers": 2,
+            "heads": 2,
+            "kv_heads": 1,
+            "warmup_steps": 20,
+        },
+    },
+    "data": {
+        "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
+        "holdout": 8,
+        "max_prompt_tokens": 32,
+        "max_response_tokens": 12,
+    },
+    "schedule": {"iterations": 100_000, "epochs": 1},
+    "generation": {
+        "num_cpus": 0.25,
+        "enforce_eager": True,
+        "concurrency": 16,
+        "max_ahead": 64,
+        "hang_timeout_s": 15,
+    },
+    "learner": {"num_cpus": 0.5, "batch_size": 40, "learning_rate": 1e-3},
+    "evaluation": {"prompts": 0},
+}
+
+
+class Game:
+    """A run that goes on until it is stopped."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "pool"
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+        command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(folder / "recipe.yaml")]
+        command += ["--set", f"run.folder={folder}"]
+        self.output = (folder / "output.txt").open("w+")
+        self.process = subprocess.Popen(
+            command, stdout=self.output, stderr=self.output, start_new_session=True
+        )
+        self.wait_for(lambda: self.events("step"))
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        metrics = self.folder / "metrics.jsonl"
+        # The last line may be in the middle of being written.
+        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 240) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (result := condition()):
+            assert time.monotonic() < deadline, f"nothing happened in time: {self.printed()}"
+            assert self.process.poll() is None, self.printed()
+            time.sleep(0.1)
+        return result
+
+    def died(self, reason: str) -> list[dict[str, Any]]:
+        return [event for event in self.events("generator") if reason in (event["reason"] or "")]
+
+    def scale(self, count: int) -> dict[str, Any]:
+        return scale(self.folder, count)
+
+    def address(self) -> str:
+        return json.loads((self.folder / "cluster.json").read_text())["address"]
+
+    def goes_on(self) -> None:
+        """It takes steps, on pairs of generators that are there now."""
+        ready = len([event for event in self.events("generator") if event["state"] == "ready"])
+        deaths = len(self.died(""))
+        assert ready > deaths
+        iteration = self.events("step")[-1]["iteration"]
+        self.wait_for(lambda: self.events("step")[-1]["iteration"] > iteration + 1)
+
+    def printed(self) -> str:
+        self.output.seek(0)
+        return self.output.read()
+
+
+@pytest.fixture(scope="module")
+def game(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Game]:
+    game = Game(tmp_path_factory.mktemp("runs"))
+    try:
+        yield game
+        os.killpg(game.process.pid, signal.SIGINT)
+        assert game.process.wait(timeout=120) == 130, game.printed()
+    finally:
+        game.process.kill()
+        game.output.close()
+
+
+def generators(status: dict[str, Any], state: str) -> list[str]:
+    return [each["name"] for each in status["generators"] if each["state"] == state]
+
+
+def test_it_is_scaled_while_it_runs(game: Game) -> None:
+    def drained() -> int:
+        return len([event for event in game.events("generator") if event["state"] == "drained"])
+
+    before = drained()
+    game.scale(3)
+    game.wait_for(lambda: len(generators(game.scale(3), "ready")) == 3)
+    game.goes_on()
+    oldest = generators(game.scale(1), "ready")[:1]
+    game.wait_for(lambda: drained() == before + 2)
+    status = game.scale(1)
+    assert generators(status, "ready") == oldest
+    assert not status["deaths"]
+    game.goes_on()
+    assert "Generators: 3 -> 1" in game.printed()
+
+
+def test_an_engine_that_hangs_is_replaced_and_leaves_no_process(game: Game) -> None:
+    (engine,) = [
+        process
+        for process in psutil.Process(game.process.pid).children(recursive=True)
+        if process.cmdline()[:1] == ["VLLM::EngineCore"]
+    ]
+    workers = engine.children()
+    engine.suspend()
+    game.wait_for(lambda: game.died("took no step for 15 s"))
+    game.wait_for(lambda: not any(process.is_running() for process in [engine, *workers]))
+    game.goes_on()
+
+
+def test_weights_that_were_poisoned_never_serve(game: Game) -> None:
+    """Every sixteenth weight reaches one generator's engine with another sign."""
+
+    def poison(generator: Any) -> None:
+        stage = generator.updates._stage
+
+        async def poisoned(manifest: Any, index: int, folder: Path) -> Any:
+            path, tensors = await stage(manifest, index, folder)
+            data = bytearray(path.read_bytes())
+            data[3::64] = bytes(byte ^ 0x80 for byte in data[3::64])
+            path.write_bytes(data)
+            return path, tensors
+
+        generator.updates._stage = poisoned
+
+    (name,) = generators(game.scale(1), "ready")
+    connect(game.address())
+    ray.get(names.find("pool", name).__ray_call__.remote(poison))
+    ray.shutdown()
+    (died,) = game.wait_for(lambda: game.died("does not serve weights version"))
+    assert died["generator"] == name
+    version = int(died["reason"].split("version ")[1].split(":")[0])
+    proven = [u["version"] for u in game.events("update") if u["generator"] == name]
+    assert max(proven) == version - 1
+    game.goes_on()
+
+
+def test_only_what_is_there_can_be_scaled(game: Game) -> None:
+    with pytest.raises(ConfigError, match="There: pool"):
+        scale("other", 2, game.address())
+    with pytest.raises(ConfigError, match="at least one"):
+        game.scale(0)

@@ -1,0 +1,84 @@
+"""The pool's rules: how many generators, and how often one is started again."""
+
+import pytest
+from conftest import run_config
+
+from actors.failures import generator_failure, is_parity_error
+from iris_ray.config import Autoscale
+from iris_ray.errors import ConfigError, EngineError, ParityError, ResourceError
+from iris_ray.generation.restarts import LONGEST_PAUSE_S, Restarts
+from iris_ray.generation.scaling import autoscaled
+
+MARKS = Autoscale(minimum=1, maximum=4, low=2, high=8)
+
+
+@pytest.mark.parametrize(
+    ("count", "ahead", "unleased", "wanted"),
+    [
+        (1, 0, 100, 2),  # the learner is about to wait
+        (1, 0, 0, 1),  # and nothing is left to write
+        (4, 0, 100, 4),
+        (2, 128, 100, 2),  # at the low mark itself: enough
+        (2, 512, 100, 2),  # at the high mark itself: not too much
+        (2, 513, 100, 1),
+        (1, 513, 100, 1),
+        (7, 200, 100, 4),  # scaled by hand beyond the bounds
+    ],
+)
+def test_the_buffer_is_kept_between_two_marks(count: int, ahead: int, unleased: int, wanted: int) -> None:
+    assert autoscaled(MARKS, 64, count, ahead, unleased) == wanted
+
+
+def test_pauses_between_restarts_grow_while_nothing_is_written() -> None:
+    restarts = Restarts(max_failures=20)
+    pauses = [restarts.died(written=0, reason="out of memory") for _ in range(10)]
+    assert pauses == [0, 1, 2, 4, 8, 16, 32, LONGEST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+    assert restarts.died(written=1, reason="out of memory") == 0
+    assert restarts.total == 11
+
+
+def test_too_many_deaths_in_a_row_end_the_run_and_say_why() -> None:
+    restarts = Restarts(max_failures=2)
+    for written in (0, 0, 5, 5, 9, 9):
+        restarts.died(written, "lost its node")
+    with pytest.raises(ResourceError, match=r"max_failures=2.*no GPU left"):
+        restarts.died(9, "no GPU left")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (EngineError("the engine died"), "the engine died"),
+        (TimeoutError("waited 5 s"), "waited 5 s"),
+        (ParityError("differs"), "differs"),
+        (ExceptionGroup("tasks", [ExceptionGroup("inner", [EngineError("deep")])]), "deep"),
+        (ConfigError("a bad setting"), None),
+        (TypeError("a bug"), None),
+    ],
+)
+def test_only_what_a_new_generator_may_mend_replaces_one(error: Exception, reason: str | None) -> None:
+    assert generator_failure(error) == reason
+    assert is_parity_error(error) == isinstance(error, ParityError)
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ({"num_gpus": 2}, "generation.num_gpus (2): an engine with generation.tensor_parallel=1 uses one"),
+        ({"num_gpus": 1, "tensor_parallel": 2}, "must be generation.tensor_parallel (2)"),
+        ({"num_gpus": 0.5, "gpu_memory_utilization": 0.9}, "Lower gpu_memory_utilization to 0.5"),
+        ({"autoscale": {"minimum": 3, "maximum": 2}}, "maximum (2) must be at least minimum (3)"),
+        ({"count": 5, "autoscale": {"maximum": 2}}, "generation.count (5) must lie between"),
+        ({"autoscale": {"maximum": 2, "high": 32}}, "must be below generation.max_ahead (2048 pairs)"),
+        ({"resources": {"generators": 0}}, "generation.resources.generators: 0 does not fit"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(generation: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_config(generation=generation)
+    assert message in str(refused.value)
+
+
+def test_a_gpu_can_be_shared_where_vllm_is_told_so() -> None:
+    assert run_config(generation={"num_gpus": 0.5, "gpu_memory_utilization": 0.45}).generation.num_gpus == 0.5
+    run_config(generation={"num_gpus": 4, "tensor_parallel": 4})
