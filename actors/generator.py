@@ -12,12 +12,12 @@ from actors.weight_updates import WeightUpdates
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration, SelfPlayPair
 from iris_ray.generation.in_flight import InFlight
-from iris_ray.weights.manifest import WeightManifest
+from iris_ray.weights.manifest import WeightManifest, WeightsLost
 
 if TYPE_CHECKING:
     from iris_ray.generation.policy_engine import PolicyEngine, Response
 
-DELIVERY_PAUSE_S = 0.02  # lets a few pairs come together into one message
+DELIVERY_PAUSE_S = 0.1  # lets pairs come together into one message
 
 
 @ray.remote
@@ -142,8 +142,12 @@ class Generator:
             if manifest is None:
                 return None
             if self.serial != manifest.serial:
-                await self.in_flight.at_most(0)
-                await self._load(manifest)
+                try:
+                    await self.updates.prepare(manifest)
+                    await self.in_flight.at_most(0)
+                    await self._load(manifest)
+                except WeightsLost:  # with the learner, which goes back to a checkpoint
+                    return None
             return self.version
 
     async def _load(self, manifest: WeightManifest) -> None:
@@ -153,17 +157,12 @@ class Generator:
         await self.controller.record_update.remote(update)
 
     async def heartbeat(self) -> dict[str, Any]:
-        """How it stands; raises `EngineError` if its engine died while nobody asked it for anything.
-
-        `progress` grows with every step of the engine, `busy` tells whether there is work.
-        """
-        self.engine.check_alive()
+        """How it stands, once its engine answers; raises `EngineError` if that died."""
+        await self.engine.check_alive()
         return {
             "version": self.version,
             "generated_tokens": self.generated_tokens,
             "busy_seconds": self.in_flight.busy_seconds,
-            "progress": self.engine.progress.steps,
-            "busy": self.in_flight.count > 0,
         }
 
     async def leave(self) -> None:

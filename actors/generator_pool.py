@@ -208,17 +208,9 @@ class GeneratorPool:
             self.changed.notify_all()
         self.controller.record_generator.remote(member.name, "ready", None)
         play = asyncio.ensure_future(member.handle.play.remote())
-        progress, since = -1, time.monotonic()
-        timeout = self.config.generation.hang_timeout_s
+        timeout, what = self.config.generation.hang_timeout_s, f"the engine of {member.name} to answer"
         while not (await asyncio.wait({play}, timeout=HEARTBEAT_S))[0]:
-            beat = await _within(
-                member.handle.heartbeat.remote(), timeout, f"a sign of life of {member.name}"
-            )
-            if beat["progress"] != progress or not beat["busy"]:
-                progress, since = beat["progress"], time.monotonic()
-            elif time.monotonic() - since > timeout:
-                raise TimeoutError(f"the engine of {member.name} took no step for {timeout:g} s")
-            member.beat = beat
+            member.beat = await _within(member.handle.heartbeat.remote(), timeout, what)
             if time.monotonic() > member.drain_until:
                 break
         else:

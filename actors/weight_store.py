@@ -46,7 +46,7 @@ class WeightStore:
             self.published.notify_all()
 
     async def get(self, version: int | None) -> WeightManifest | None:
-        """The manifest of `version`, or the newest for `None`. Waits until it is published.
+        """The manifest of `version`, or the newest if it is gone already or `None`. Waits for it to come.
 
         `None` if the store was cleared meanwhile: who asked for `version` has no more use for it.
         """
@@ -54,9 +54,10 @@ class WeightStore:
         async with self.published:
             await self.published.wait_for(
                 lambda: (
-                    version in self.manifests
-                    or (version is None and self.manifests)
+                    max(self.manifests, default=-1) >= (version or 0)
                     or (version is not None and cleared != self.cleared)
                 )
             )
-            return self.manifests.get(max(self.manifests) if version is None else version)
+            if version is not None and cleared != self.cleared:
+                return None
+            return self.manifests.get(-1 if version is None else version, self.manifests[max(self.manifests)])

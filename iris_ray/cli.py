@@ -164,6 +164,9 @@ def main() -> None:
         0, os.getcwd()
     )  # for plug-ins that lie where the run is started, here and in Ray's workers
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # At an address Ray does not look for the token by itself, and the cluster refuses to talk.
+    if (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         app()
     except IrisRayError as error:

@@ -227,7 +227,7 @@ class Generation(Section):
     max_failures: int = Field(5, ge=0)
     """Generators that may die in a row without one pair written in between; one more ends the run."""
     hang_timeout_s: float = Field(300, gt=0)
-    """A generator with work whose engine takes no step for so long is replaced, in seconds."""
+    """A generator whose engine does not answer for so long, between two steps, is replaced, in seconds."""
     drain_timeout_s: float = Field(60, ge=0)
     """How long a generator that leaves may finish its responses, in seconds; then they are handed back."""
     n: int = Field(1, ge=1)

@@ -105,7 +105,11 @@ def _settings(config: RunConfig, data: DataReport | None, has_order: bool) -> It
     drawn = schedule.prompts_per_iteration
     prompts = f", {drawn} prompts each" if drawn else ""
     yield "iterations", f"{schedule.iterations} planned{prompts}, epochs: {schedule.epochs}"
-    yield "sampling", f"temperature {config.generation.temperature:g}, top-p {config.generation.top_p:g}"
+    generation = config.generation
+    sampling = [f"temperature {generation.temperature:g}", f"top-p {generation.top_p:g}"]
+    sampling += [f"top-k {generation.top_k}"] if generation.top_k > 0 else []
+    sampling += [f"min-p {generation.min_p:g}"] if generation.min_p else []
+    yield "sampling", ", ".join(sampling)
     betas = "betas {:g} and {:g}, ".format(*learner.adam_betas) if learner.optimizer == "adamw" else ""
     clip = f"gradients clipped at {learner.max_grad_norm:g}"
     yield "optimiser", f"{learner.optimizer}, {betas}weight decay {learner.weight_decay:g}, {clip}"

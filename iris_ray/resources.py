@@ -35,9 +35,11 @@ def learner_memory(config: RunConfig, parameters: int) -> int:
     """Host memory of a learner rank in bytes.
 
     Policy and opponent in `model.dtype`, their copy on the way out; on CPU also float32 gradients, master
-    weights and AdamW's two moments. With LoRA the model alone: adapters are small.
+    weights and AdamW's two moments. With LoRA the model alone: adapters are small. No opponent where the
+    generators are the reference.
     """
-    weights = 3 * parameters * BYTES[config.model.dtype]
+    models = 3 if config.learner.reference == "learner" else 2
+    weights = models * parameters * BYTES[config.model.dtype]
     if config.model.lora:
         return int(RANK_BYTES + weights)
     states = 0 if config.learner.num_gpus else 16 * parameters

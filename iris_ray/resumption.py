@@ -17,10 +17,16 @@ FIXED = (
     "schedule.epochs",
     "schedule.prompts_per_iteration",
     "schedule.refresh",
+    "schedule.max_staleness",
+    "generation.n",
     "generation.temperature",
     "generation.top_p",
+    "generation.top_k",
+    "generation.min_p",
+    "generation.stop",
     "learner.batch_size",
     "learner.optimizer",
+    "learner.reference",
     "checkpoint.storage",
 )
 

@@ -43,6 +43,9 @@ MEANS = PairMeans(
     alpha=2.0,
 )
 
+# Before Ray is imported: some tests talk to clusters that other processes started.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 # The same examples on every machine, however slow it is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")

@@ -201,7 +201,7 @@ def _buffer(round_: Round, config: RunConfig) -> RoundBuffer:
 
 
 def _ids(buffer: RoundBuffer, step: int) -> list[int]:
-    return buffer.prompt_ids[buffer.positions(step)].tolist()
+    return buffer.pair_ids[buffer.positions(step)].tolist()
 
 
 def _single_process_group() -> None:

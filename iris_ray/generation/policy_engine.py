@@ -23,7 +23,6 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from iris_ray.config import RunConfig
 from iris_ray.contracts import FinishReason
 from iris_ray.errors import EngineError
-from iris_ray.generation.progress import Progress
 from iris_ray.generation.shared_memory import shared_folder
 from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.lora import adapter_config, meta_model, target_modules, write_adapter
@@ -93,7 +92,6 @@ class PolicyEngine:
                 model_path, trust_remote_code=config.model.trust_remote_code
             )
             self._stop_token_ids += single_tokens(config.generation.stop, tokenizer)
-        self.progress = Progress()
         self._request_ids = itertools.count()
         self._adapter: LoRARequest | None = None
         self._updating = self._half_updated = False
@@ -119,7 +117,7 @@ class PolicyEngine:
             **weights,
         )
         try:
-            self._engine = AsyncLLM.from_engine_args(arguments, stat_loggers=[self.progress])
+            self._engine = AsyncLLM.from_engine_args(arguments)
         except RuntimeError as error:  # of its process: what does not fit is told before it starts
             raise EngineError(f"vLLM's engine did not start: {error} {LOGS}") from error
 
@@ -234,10 +232,12 @@ class PolicyEngine:
             await self._engine.resume_generation()
             return time.monotonic() - begin
 
-    def check_alive(self) -> None:
-        """Raise `EngineError` if the engine's process died."""
-        if self._engine.errored:
-            raise EngineError(f"the vLLM engine of a generator died. {LOGS}")
+    async def check_alive(self) -> None:
+        """Returns once the engine's process answers; raises `EngineError` if it died."""
+        try:
+            await self._engine.is_sleeping()  # the cheapest question: it comes between two steps
+        except EngineDeadError:
+            raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
 
     def shutdown(self) -> None:
         self._engine.shutdown()

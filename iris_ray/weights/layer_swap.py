@@ -130,7 +130,11 @@ class LayerSwap:
             dispatch_cpu_unquantized_gemm(layer, remove_weight=False)  # type: ignore[arg-type]
             linear = layer.cpu_linear
         slot.parts.clear()
-        self.ready.append(Ready(slot, weight if slot.live.numel() else None, linear))
+        kept = weight if slot.live.numel() else None
+        if kept is not None and self.serving:
+            # Of the heap: giving a file's memory back to the system takes longer than the copy in the pause.
+            kept = kept.clone()
+        self.ready.append(Ready(slot, kept, linear))
         self.missing.discard(slot.name)
 
     def _swap(self) -> None:

@@ -1,0 +1,1 @@
+"""How fast the generator is, beside vLLM's own offline generation."""

@@ -1,0 +1,93 @@
+"""Both ends of an update: a process that publishes as a learner does, and one that serves as a generator."""
+
+import time
+from typing import Any
+
+import ray
+import torch
+
+from actors.weight_publishing import put_buckets
+from actors.weight_updates import WeightUpdates
+from benchmarks.sync.workload import PROBE, Shape
+from iris_ray.config import RunConfig
+from iris_ray.weights.manifest import Probe
+from iris_ray.weights.shares import WeightShare
+
+
+@ray.remote(num_cpus=1)
+class Publisher:
+    """Holds a model of random weights. Times are in seconds, moments those of `time.time`."""
+
+    def __init__(self, config: RunConfig, shape: Shape, store: Any, folder: str):
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        self.config = config
+        self.store = store
+        self.model = Qwen2ForCausalLM(Qwen2Config(**shape.settings)).eval()
+        self.model.to(dtype=torch.bfloat16)
+        self.model.config.save_pretrained(folder)
+        self.weights = [parameter.detach() for parameter in self.model.parameters()]
+        self.copies = [torch.zeros_like(weight) for weight in self.weights]
+
+    def size(self) -> dict[str, int]:
+        return {
+            "parameters": sum(weight.numel() for weight in self.weights),
+            "bytes": sum(weight.nbytes for weight in self.weights),
+        }
+
+    @torch.no_grad()
+    def change(self) -> None:
+        """Other weights, and the probe's log-probs under them."""
+        for weight in self.weights:
+            weight.neg_()
+        tokens = torch.tensor(PROBE)
+        table = self.model(tokens).logits.float().log_softmax(-1)[:, :-1]
+        self.probe = Probe(PROBE, table.gather(2, tokens[:, 1:, None])[:, :, 0].tolist())
+
+    def copy(self) -> float:
+        """How long a plain copy of all weights takes, into memory that was used before."""
+        begin = time.perf_counter()
+        for copy, weight in zip(self.copies, self.weights, strict=True):
+            copy.copy_(weight)
+        return time.perf_counter() - begin
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Publish the weights, and tell when that began and how long the learner was blocked."""
+        begin, start = time.time(), time.perf_counter()
+        buckets = put_buckets(self.model.named_parameters(), self.config.sync.bucket_mib << 20, lasting=True)
+        ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
+        return {"begin": begin, "learner_blocked_s": time.perf_counter() - start}
+
+
+@ray.remote(num_cpus=1)
+class Receiver:
+    """One engine, updated as a generator updates its own."""
+
+    def __init__(self, config: RunConfig, store: Any, name: str):
+        self.config = config
+        self.store = store
+        self.name = name
+
+    async def start(self, folder: str) -> None:
+        from iris_ray.generation.policy_engine import PolicyEngine
+
+        self.engine = PolicyEngine(self.config, folder, end_token_id=1)
+        self.updates = WeightUpdates(self.config, self.engine, self.name)
+
+    async def update(self, version: int) -> dict[str, float]:
+        """Wait for `version`, load it, prove it, and tell when it was served."""
+        update = await self.updates.load(await self.store.get.remote(version))
+        end, start = time.time(), time.perf_counter()
+        await self.engine.logprobs(PROBE)
+        return {
+            "end": end,
+            "update_s": update.seconds,
+            "paused_s": update.paused_seconds,
+            "probe_s": time.perf_counter() - start,
+            "parity": update.parity_max_abs_diff,
+        }
+
+    async def stop(self) -> None:
+        self.engine.shutdown()
