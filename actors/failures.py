@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from iris_ray.errors import EngineError, IrisRayError, ParityError, ResourceError
+from iris_ray.errors import EngineError, IrisRayError, ParityError, ResourceError, UpdateError
+
+REPLACEABLE = (EngineError, UpdateError, ParityError, TimeoutError)
 
 
 def user_error(error: BaseException) -> BaseException:
@@ -31,9 +33,7 @@ def generator_failure(error: BaseException) -> str | None:
     if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
         return str(error).strip().splitlines()[0]
     for cause in _causes(error):
-        if isinstance(cause, EngineError | ParityError | TimeoutError) and not isinstance(
-            cause, RayTaskError
-        ):
+        if isinstance(cause, REPLACEABLE) and not isinstance(cause, RayTaskError):
             return str(cause) or type(cause).__name__
     return None
 

@@ -33,10 +33,16 @@ class Member:
     handle: ActorHandle
     state: State = "waiting"
     life: asyncio.Task[None] = field(init=False)
+    ready_since: float = float("inf")
     drain_until: float = float("inf")
     beat: dict[str, Any] = field(
         default_factory=lambda: {"version": None, "generated_tokens": 0, "busy_seconds": 0.0}
     )
+
+    @property
+    def status(self) -> dict[str, Any]:
+        ready = max(time.monotonic() - self.ready_since, 0.0)
+        return {"name": self.name, "state": self.state, "ready_seconds": ready} | self.beat
 
 
 @ray.remote(num_cpus=0)
@@ -61,7 +67,7 @@ class GeneratorPool:
         self.not_before = 0.0
         self.proven = False
         self.over = False
-        self.past = {"generated_tokens": 0, "busy_seconds": 0.0}
+        self.past = {"generated_tokens": 0, "busy_seconds": 0.0, "ready_seconds": 0.0}
         self.deaths: list[dict[str, str]] = []
         self.changed = asyncio.Condition()
 
@@ -119,16 +125,16 @@ class GeneratorPool:
         return [answers[index] for index in range(len(prompts))]
 
     async def status(self) -> dict[str, Any]:
-        """`generators`: one entry each; `wanted`: how many there should be; `deaths`: who died, and why."""
-        generators = [
-            {"name": member.name, "state": member.state} | member.beat for member in self.members.values()
-        ]
-        written = {key: self.past[key] + sum(g[key] for g in generators) for key in self.past}
+        """`generators`: one entry each; `wanted`: how many there should be; `deaths`: who died, and why.
+
+        `in_all` adds up what all generators did, also those that are gone.
+        """
+        generators = [member.status for member in self.members.values()]
         return {
             "generators": generators,
             "wanted": self.wanted,
             "deaths": self.deaths,
-            "tokens_per_s": written["generated_tokens"] / (written["busy_seconds"] or 1),
+            "in_all": {key: self.past[key] + sum(g[key] for g in generators) for key in self.past},
         }
 
     async def stop(self) -> None:
@@ -194,7 +200,7 @@ class GeneratorPool:
             async with self.changed:
                 del self.members[member.name]
                 for key in self.past:
-                    self.past[key] += member.beat[key]
+                    self.past[key] += member.status[key]
                 self.changed.notify_all()
 
     async def _serve(self, member: Member) -> None:
@@ -204,7 +210,7 @@ class GeneratorPool:
             member.handle.start.remote(), self.config.run.start_timeout_s, f"{member.name} to start"
         )
         async with self.changed:
-            member.state, self.proven = "ready", True
+            member.state, member.ready_since, self.proven = "ready", time.monotonic(), True
             self.changed.notify_all()
         self.controller.record_generator.remote(member.name, "ready", None)
         play = asyncio.ensure_future(member.handle.play.remote())

@@ -116,11 +116,17 @@ class Service:
             status = self.status()
         except ray.exceptions.RayError:
             return {}
-        pairs_per_s = controller.pop("pairs_per_s")
+        pairs_per_s, written = controller.pop("pairs_per_s"), status["in_all"]
         return controller | {
             "ledger": status["buffer"]["ledger"],
-            "generators": {"deaths": len(status["deaths"])},
-            "throughput": {"pairs_per_s": pairs_per_s, "generated_tokens_per_s": status["tokens_per_s"]},
+            "generators": {
+                "deaths": len(status["deaths"]),
+                "busy_share": written["busy_seconds"] / (written["ready_seconds"] or 1),
+            },
+            "throughput": {
+                "pairs_per_s": pairs_per_s,
+                "generated_tokens_per_s": written["generated_tokens"] / (written["busy_seconds"] or 1),
+            },
         }
 
     def probe(self) -> Probe:

@@ -12,7 +12,7 @@ import torch
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Update
-from iris_ray.errors import ResourceError
+from iris_ray.errors import IrisRayError, UpdateError
 from iris_ray.generation.shared_memory import shared_folder
 from iris_ray.weights.buckets import unpack_arrays
 from iris_ray.weights.manifest import TensorSpec, WeightManifest, WeightsLost
@@ -29,8 +29,8 @@ Staged = tuple[Path, list[TensorSpec]]
 class WeightUpdates:
     """Brings published weights into one running engine.
 
-    Every wait ends after `sync.timeout_s`, with a `ResourceError` that says what was waited for. Whatever
-    `load` raises, the engine's weights are in an unknown state until a whole update succeeded, and
+    What fails, or takes longer than `sync.timeout_s`, is an `UpdateError` that says what was waited for.
+    Whatever `load` raises, the engine's weights are in an unknown state until a whole update succeeded, and
     it answers nothing if they were half replaced. `WeightsLost` says that the bytes are gone with the learner
     that published them.
     """
@@ -147,7 +147,13 @@ class WeightUpdates:
             async with asyncio.timeout(timeout):
                 yield
         except TimeoutError as error:
-            raise ResourceError(
+            raise UpdateError(
                 f"{self.generator} waited for {self._waits_for}, and the {timeout:g} s of sync.timeout_s "
                 "were over. If nodes or network are only slow, raise it."
+            ) from error
+        except IrisRayError:
+            raise
+        except Exception as error:  # of the engine, which has no class for it
+            raise UpdateError(
+                f"{self.generator} waited for {self._waits_for}, and it failed: {error}"
             ) from error

@@ -37,5 +37,9 @@ class EngineError(IrisRayError):
     """A generator's engine died."""
 
 
+class UpdateError(IrisRayError):
+    """A weight update that failed or took too long; the generator is out of service."""
+
+
 class ParityError(IrisRayError):
     """A generator's log-probs differ from the learner's after a weight update."""

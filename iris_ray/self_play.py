@@ -100,6 +100,7 @@ class SelfPlay:
                     service.stop()
                     service = None
                     checkpoint = storage.newest()
+                    storage.keep_only(checkpoint)
                     self.view.lost(error, checkpoint)
             assert service
             prepared.tokenizer.save_pretrained(folder.final)

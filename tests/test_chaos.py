@@ -17,7 +17,7 @@ import yaml
 
 KILLS = 50
 PROMPTS = 120
-ITERATIONS = 40
+STEPS = 3  # of an iteration
 RECIPE = {
     "model": {
         "dtype": "float32",
@@ -36,7 +36,7 @@ RECIPE = {
         "max_prompt_tokens": 32,
         "max_response_tokens": 12,
     },
-    "schedule": {"iterations": ITERATIONS, "epochs": 1},
+    "schedule": {"iterations": 100_000, "epochs": 1},
     "generation": {
         "count": 2,
         "num_cpus": 0.25,
@@ -72,8 +72,12 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     with (runs / "output.txt").open("w+") as output:
         run = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
-            kill_at_random(run, runs / "chaos" / "metrics.jsonl")
-            run.wait(timeout=600)
+            metrics = runs / "chaos" / "metrics.jsonl"
+            kill_at_random(run, metrics)
+            finished = last_step(metrics)[0]
+            wait_for(lambda: last_step(metrics)[0] > finished + 1, run)
+            os.killpg(run.pid, signal.SIGINT)
+            run.wait(timeout=120)
         finally:
             run.kill()
         yield runs / "chaos", (runs / "output.txt").read_text()
@@ -84,11 +88,11 @@ def kill_at_random(run: subprocess.Popen, metrics: Path) -> None:
     rng = random.Random(0)
     order = [name for name, times in VICTIMS.items() for _ in range(times)]
     rng.shuffle(order)
-    wait_for(lambda: steps(metrics) > 0, run)
+    wait_for(lambda: last_step(metrics) > (0, 0), run)
     for kill, name in enumerate(order):
-        if kill % 3 == 0:  # let it get somewhere first
-            seen = steps(metrics)
-            wait_for(lambda seen=seen: steps(metrics) != seen, run)
+        if kill % 5 == 0:  # let it get somewhere first
+            seen = last_step(metrics)
+            wait_for(lambda seen=seen: last_step(metrics) != seen, run)
         time.sleep(rng.uniform(0, 2))
         wait_for(lambda name=name: victims(run, name), run)
         os.kill(rng.choice(victims(run, name)), signal.SIGKILL)
@@ -105,9 +109,16 @@ def victims(run: subprocess.Popen, name: str) -> list[int]:
     return found
 
 
-def steps(metrics: Path) -> int:
-    """Where in the file the last step stands: another number whenever one was taken."""
-    return metrics.read_text().rfind('"event": "step"') if metrics.exists() else 0
+def events(metrics: Path, kind: str) -> list[dict]:
+    # The last line may be in the middle of being written.
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def last_step(metrics: Path) -> tuple[int, int]:
+    """Iteration and step that were taken last."""
+    taken = events(metrics, "step")
+    return (taken[-1]["iteration"], taken[-1]["step"]) if taken else (0, 0)
 
 
 def wait_for(condition, run: subprocess.Popen, seconds: float = 240) -> None:
@@ -118,32 +129,36 @@ def wait_for(condition, run: subprocess.Popen, seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-def test_the_run_is_finished(chaos: tuple[Path, str]) -> None:
+def test_it_went_on_until_it_was_stopped(chaos: tuple[Path, str]) -> None:
     folder, output = chaos
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["status"] == "finished", output
-    assert [entry["iteration"] for entry in summary["iterations"]] == list(range(1, ITERATIONS + 1))
-    assert output.count("died") >= KILLS / 2  # deaths in a row of one part are told together
+    assert summary["status"] == "stopped", output
+    assert len(summary["iterations"]) >= 3
+    assert output.count("died") >= KILLS / 2  # deaths at the same time are told together
 
 
 def test_no_pair_is_lost_or_counted_twice(chaos: tuple[Path, str]) -> None:
     folder, _ = chaos
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["ledger"] == {"committed": PROMPTS * ITERATIONS, "lost": 0, "duplicated": 0}
-    for iteration in range(1, ITERATIONS + 1):
+    finished = [entry["iteration"] for entry in summary["iterations"]]
+    assert finished == list(range(1, len(finished) + 1))
+    # A round may be trained to its end and not yet closed in the books.
+    closed = summary["ledger"]["committed"] // PROMPTS
+    assert closed in (len(finished), len(finished) - 1)
+    assert summary["ledger"] == {"committed": PROMPTS * closed, "lost": 0, "duplicated": 0}
+    for iteration in range(1, closed + 1):
         written = pq.read_table(folder / "samples" / f"iteration-{iteration:03d}.parquet")
         assert sorted(written["prompt_id"].to_pylist()) == list(range(PROMPTS))
         assert set(written["version"].to_pylist()) == {iteration - 1}
 
 
 def test_every_step_was_taken_once(chaos: tuple[Path, str]) -> None:
-    events = [json.loads(line) for line in (chaos[0] / "metrics.jsonl").read_text().splitlines()]
-    taken = [(event["iteration"], event["step"]) for event in events if event["event"] == "step"]
-    assert taken == [(i, step) for i in range(1, ITERATIONS + 1) for step in (1, 2, 3)]
+    taken = [(e["iteration"], e["step"]) for e in events(chaos[0] / "metrics.jsonl", "step")]
+    assert taken == [(i // STEPS + 1, i % STEPS + 1) for i in range(len(taken))]
 
 
 def test_no_generator_served_weights_that_were_not_proven(chaos: tuple[Path, str]) -> None:
-    events = [json.loads(line) for line in (chaos[0] / "metrics.jsonl").read_text().splitlines()]
-    updates = [event for event in events if event["event"] == "update"]
-    assert {update["version"] for update in updates} == set(range(ITERATIONS + 1))
+    updates = events(chaos[0] / "metrics.jsonl", "update")
+    last = chaos[0] / "metrics.jsonl"
+    assert {update["version"] for update in updates} >= set(range(last_step(last)[0]))
     assert all(update["parity_max_abs_diff"] < 1e-4 for update in updates)

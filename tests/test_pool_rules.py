@@ -5,7 +5,7 @@ from conftest import run_config
 
 from actors.failures import generator_failure, is_parity_error
 from iris_ray.config import Autoscale
-from iris_ray.errors import ConfigError, EngineError, ParityError, ResourceError
+from iris_ray.errors import ConfigError, EngineError, ParityError, ResourceError, UpdateError
 from iris_ray.generation.restarts import LONGEST_PAUSE_S, Restarts
 from iris_ray.generation.scaling import autoscaled
 
@@ -50,6 +50,7 @@ def test_too_many_deaths_in_a_row_end_the_run_and_say_why() -> None:
     [
         (EngineError("the engine died"), "the engine died"),
         (TimeoutError("waited 5 s"), "waited 5 s"),
+        (UpdateError("bucket 3 of 7"), "bucket 3 of 7"),
         (ParityError("differs"), "differs"),
         (ExceptionGroup("tasks", [ExceptionGroup("inner", [EngineError("deep")])]), "deep"),
         (ConfigError("a bad setting"), None),

@@ -14,7 +14,7 @@ import ray
 from conftest import run_config
 
 from actors.weight_updates import WeightUpdates
-from iris_ray.errors import ResourceError
+from iris_ray.errors import UpdateError
 from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest, WeightsLost
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +87,6 @@ def test_weights_of_a_learner_that_died_are_lost_and_nobody_waits(cluster: None)
 
 def test_a_wait_ends_and_says_what_it_waited_for(cluster: None) -> None:
     waiting = never.remote()
-    with pytest.raises(ResourceError, match="waited for bucket 1 of 1 of weights version 3 out of Ray's"):
+    with pytest.raises(UpdateError, match="waited for bucket 1 of 1 of weights version 3 out of Ray's"):
         fetch(waiting, timeout_s=1)
     ray.cancel(waiting, force=True)

@@ -16,6 +16,7 @@ from actors.controller import Controller
 from actors.environment import generator_environment
 from actors.generator import Generator
 from actors.sample_buffer import SampleBuffer
+from actors.weight_publishing import put_buckets
 from actors.weight_store import WeightStore
 from benchmarks.generator.block import Block
 from benchmarks.generator.pinning import pin
@@ -26,8 +27,8 @@ from iris_ray.config import RunConfig
 from iris_ray.game import Round
 from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.tokenizer import train_tokenizer
-from iris_ray.weights.buckets import pack_buckets
-from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
+from iris_ray.weights.manifest import Probe
+from iris_ray.weights.shares import WeightShare
 
 
 def make_files(settings: Settings, folder: Path) -> None:
@@ -64,8 +65,8 @@ class Ours:
         self.buffer: Any = names.start(SampleBuffer, RUN, names.SAMPLE_BUFFER, self.config)
         self.store: Any = names.start(WeightStore, RUN, names.WEIGHT_STORE)
         self.controller: Any = names.start(Controller, RUN, names.CONTROLLER, self.config, model_path)
-        manifest = _manifest(settings, self.config, ray.get(self.buffer.probe.remote()))
-        ray.get(self.store.publish.remote(manifest))
+        weights = _weights(settings, self.config, ray.get(self.buffer.probe.remote()))
+        ray.get(self.store.publish.remote(weights))
         name = names.generator(0)
         self.generator: Any = names.start(
             Generator,
@@ -92,7 +93,7 @@ class Ours:
         if kind is None:
             ray.get(self.buffer.close.remote())
             ray.get(self.playing)
-        ray.get(self.generator.stop.remote())
+        ray.get(self.generator.leave.remote())
         ray.shutdown()
 
     def block(self, iteration: int) -> Block:
@@ -114,13 +115,12 @@ class Ours:
 
 
 @torch.no_grad()
-def _manifest(settings: Settings, config: RunConfig, sequences: list[list[int]]) -> WeightManifest:
+def _weights(settings: Settings, config: RunConfig, sequences: list[list[int]]) -> WeightShare:
     """The model's weights as a learner publishes them."""
     model = build_model(settings.workload).to(getattr(torch, TORCH_NAMES[settings.dtype])).eval()
     logprobs = []
     for tokens in sequences:
         table = model(torch.tensor([tokens])).logits[0, :-1].float().log_softmax(-1)
         logprobs.append(table.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist())
-    packed = pack_buckets(model.named_parameters(), config.sync.bucket_mib << 20)
-    buckets = [Bucket(ray.put(data.numpy()), tensors) for data, tensors in packed]
-    return WeightManifest(0, buckets, Probe(sequences, logprobs))
+    buckets = put_buckets(model.named_parameters(), config.sync.bucket_mib << 20)
+    return WeightShare(version=0, rank=0, ranks=1, buckets=buckets, probe=Probe(sequences, logprobs))

@@ -89,4 +89,5 @@ def _block(iteration: int) -> Block:
 
 
 def _stop() -> None:
-    _offline.clear()
+    # Its engine's process would keep this one from ending.
+    _offline.pop("peer").llm.llm_engine.engine_core.shutdown()

@@ -1,0 +1,87 @@
+"""The online game: real Ray, vLLM and DeepSpeed, two generators and two learner ranks."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from iris_ray import RunConfig, SelfPlay
+
+EVERY, BATCH, PROMPTS, ITERATIONS = 2, 24, 190, 3
+STEPS = 8  # an iteration: 7 batches of 24 and one of 22
+RECIPE = {
+    "model": {
+        "dtype": "float32",
+        "scratch": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "layers": 2,
+            "heads": 2,
+            "kv_heads": 1,
+            "warmup_steps": 60,
+        },
+    },
+    "data": {
+        "sort_digits": {"examples": PROMPTS, "min_digits": 2, "max_digits": 4},
+        "holdout": 16,
+        "max_prompt_tokens": 32,
+        "max_response_tokens": 12,
+    },
+    "schedule": {"iterations": ITERATIONS, "epochs": 1, "refresh": EVERY, "max_staleness": 1},
+    "generation": {"count": 2, "num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "max_ahead": 96},
+    "learner": {
+        "workers": 2,
+        "num_cpus": 0.5,
+        "batch_size": BATCH,
+        "learning_rate": 1e-3,
+        "reference": "generator",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    config = RunConfig.from_dict(
+        RECIPE | {"run": {"name": "online", "folder": str(tmp_path_factory.mktemp("runs"))}}
+    )
+    return config.folder, SelfPlay(config).run()
+
+
+def steps(folder: Path) -> list[dict]:
+    events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [event for event in events if event["event"] == "step"]
+
+
+def test_it_is_played_to_the_end(run: tuple[Path, dict]) -> None:
+    folder, summary = run
+    assert summary["status"] == "finished"
+    assert summary["ledger"] == {"committed": PROMPTS * ITERATIONS, "lost": 0, "duplicated": 0}
+    assert all(entry["exact_match"] is not None for entry in summary["iterations"])
+    assert len(steps(folder)) == STEPS * ITERATIONS
+    assert summary["sync"]["parity_max_abs_diff"] < 1e-4
+
+
+def test_no_pair_was_staler_than_allowed_when_it_was_trained_on(run: tuple[Path, dict]) -> None:
+    """By the archive: which version wrote a pair, and by the order of prompts, which step took it."""
+    folder, summary = run
+    taken = [(event["staleness_mean"], event["staleness_max"]) for event in steps(folder)]
+    assert max(stale for _, stale in taken) == 1
+    assert [entry["staleness_max"] for entry in summary["iterations"]] == [1] * ITERATIONS
+    for iteration in range(1, ITERATIONS + 1):
+        first = (iteration - 1) * STEPS // EVERY  # the version that opens the iteration
+        written = pq.read_table(folder / "samples" / f"iteration-{iteration:03d}.parquet")["version"]
+        versions = set(written.to_pylist())
+        assert min(versions) == first
+        assert max(versions) > first
+        assert max(versions) < first + STEPS // EVERY
+
+
+def test_right_after_a_refresh_the_two_engines_agree(run: tuple[Path, dict]) -> None:
+    """The first pairs of an iteration come from the very weights that the learner starts with."""
+    for event in steps(run[0]):
+        if event["step"] == 1:
+            assert event["staleness_max"] == 0
+            assert 0 < event["abs_reward_mean"] <= event["abs_reward_max"] < 1e-4
+        elif event["staleness_mean"] == 1:
+            assert event["abs_reward_mean"] > 1e-3  # the policy has moved on
