@@ -1,6 +1,7 @@
 """A generator: one vLLM engine that plays the opponent."""
 
 import asyncio
+from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +104,13 @@ class Generator:
             assert response.logprob is not None
             return response, [logprob, response.logprob]
         finally:
-            await self.in_flight.leave()
+            self.in_flight.leave()
 
     async def _deliver(self) -> None:
         while True:
             items = [await self.outbox.get()]
-            await asyncio.sleep(DELIVERY_PAUSE_S)
+            with suppress(TimeoutError):  # unless they are the last for now
+                await asyncio.wait_for(self.in_flight.at_most(0), DELIVERY_PAUSE_S)
             while not self.outbox.empty():
                 items.append(self.outbox.get_nowait())
             for key, members in groupby(items, lambda item: item[0]):
@@ -129,7 +131,7 @@ class Generator:
         try:
             return await self.engine.generate(prompt, greedy=True)
         finally:
-            await self.in_flight.leave()
+            self.in_flight.leave()
 
     async def use_version(self, version: int) -> int | None:
         """Load weights `version`, or newer ones if they are gone, unless they are in place.
@@ -137,10 +139,11 @@ class Generator:
         Responses under way finish first. Returns the version in place; `None` if the one that was asked for
         is of no more use, as the run went back to a checkpoint.
         """
+        # Not under the lock: who asks on behalf of a learner that died since may wait for ever.
+        manifest = await self.store.get.remote(version)
+        if manifest is None:
+            return None
         async with self.updating:
-            manifest = await self.store.get.remote(version)
-            if manifest is None:
-                return None
             if self.serial != manifest.serial:
                 try:
                     await self.updates.prepare(manifest)

@@ -90,7 +90,7 @@ def kill_at_random(run: subprocess.Popen, metrics: Path) -> None:
     rng.shuffle(order)
     wait_for(lambda: last_step(metrics) > (0, 0), run)
     for kill, name in enumerate(order):
-        if kill % 5 == 0:  # let it get somewhere first
+        if kill % 8 == 0:  # let it get somewhere first
             seen = last_step(metrics)
             wait_for(lambda seen=seen: last_step(metrics) != seen, run)
         time.sleep(rng.uniform(0, 2))
