@@ -35,6 +35,7 @@ class Member:
     life: asyncio.Task[None] = field(init=False)
     ready_since: float = float("inf")
     drain_until: float = float("inf")
+    fault: BaseException | None = None
     beat: dict[str, Any] = field(
         default_factory=lambda: {"version": None, "generated_tokens": 0, "busy_seconds": 0.0}
     )
@@ -113,15 +114,16 @@ class GeneratorPool:
                 member.handle.answer.remote([prompts[index] for index in share], version)
                 for member, share in zip(ready, shares, strict=True)
             ]
-            for share, answered in zip(
-                shares, await asyncio.gather(*questions, return_exceptions=True), strict=True
-            ):
-                if not isinstance(answered, BaseException):
-                    answers |= zip(share, answered, strict=True)
-                elif generator_failure(answered) is None:
-                    raise answered
+            answered = await asyncio.gather(*questions, return_exceptions=True)
+            for member, share, answer in zip(ready, shares, answered, strict=True):
+                if not isinstance(answer, BaseException):
+                    answers |= zip(share, answer, strict=True)
+                elif generator_failure(answer) is None:
+                    raise answer
+                else:
+                    member.fault = answer
             if len(answers) < len(prompts):
-                await asyncio.sleep(HEARTBEAT_S)  # until the dead are known
+                await asyncio.sleep(HEARTBEAT_S)  # until those that failed are out
         return [answers[index] for index in range(len(prompts))]
 
     async def status(self) -> dict[str, Any]:
@@ -217,6 +219,8 @@ class GeneratorPool:
         timeout, what = self.config.generation.hang_timeout_s, f"the engine of {member.name} to answer"
         while not (await asyncio.wait({play}, timeout=HEARTBEAT_S))[0]:
             member.beat = await _within(member.handle.heartbeat.remote(), timeout, what)
+            if member.fault:
+                raise member.fault
             if time.monotonic() > member.drain_until:
                 break
         else:

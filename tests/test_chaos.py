@@ -50,10 +50,10 @@ RECIPE = {
 RECIPE["run"] = {"name": "chaos", "max_failures": KILLS}
 # What a process calls itself, and how often it is the one to be killed.
 VICTIMS = {
-    "ray::Generator": 19,
-    "VLLM::EngineCore": 14,
-    "VLLM::Worker": 6,
-    "ray::RayTrainWorker": 7,
+    "ray::Generator": 26,
+    "VLLM::EngineCore": 10,
+    "VLLM::Worker": 4,
+    "ray::RayTrainWorker": 6,
     "ray::SampleBuffer": 1,
     "ray::WeightStore": 1,
     "ray::Controller": 1,
@@ -93,7 +93,7 @@ def kill_at_random(run: subprocess.Popen, metrics: Path) -> None:
         if kill % 8 == 0:  # let it get somewhere first
             seen = last_step(metrics)
             wait_for(lambda seen=seen: last_step(metrics) != seen, run)
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 1.5))
         wait_for(lambda name=name: victims(run, name), run)
         os.kill(rng.choice(victims(run, name)), signal.SIGKILL)
 

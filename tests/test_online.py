@@ -1,4 +1,4 @@
-"""The online game: real Ray, vLLM and DeepSpeed, two generators and two learner ranks."""
+"""The online game: real Ray, vLLM and DeepSpeed."""
 
 import json
 from pathlib import Path
@@ -29,9 +29,8 @@ RECIPE = {
         "max_response_tokens": 12,
     },
     "schedule": {"iterations": ITERATIONS, "epochs": 1, "refresh": EVERY, "max_staleness": 1},
-    "generation": {"count": 2, "num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "max_ahead": 96},
+    "generation": {"num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "max_ahead": 96},
     "learner": {
-        "workers": 2,
         "num_cpus": 0.5,
         "batch_size": BATCH,
         "learning_rate": 1e-3,
