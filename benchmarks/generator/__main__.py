@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -75,7 +77,8 @@ def benchmark(
         eager=eager,
         peer_in_process=peer_in_process,
     )
-    with Console(stderr=True).status("starting") as status:
+    # Libraries log to stdout, which is the report's.
+    with Console(stderr=True).status("starting") as status, redirect_stdout(sys.stderr):
         report = _facts(settings) | measure(settings, status.update)
     typer.echo(json.dumps(report, indent=1)) if as_json else Console().print(report_table(report))
 
