@@ -225,7 +225,7 @@ def test_a_run_that_died_ends_as_if_it_never_had(resumed: tuple[Path, str], stra
     assert len(steps(straight)) == 2 * STEPS
     assert steps(path) == steps(straight)
     assert same_weights(path / "final", straight / "final")
-    clocks = ("seconds", "generation_seconds", "pairs_per_s")
+    clocks = ("seconds", "generation_seconds", "learner_waited_seconds", "pairs_per_s")
     for mine, theirs in zip(summary(path)["iterations"], summary(straight)["iterations"], strict=True):
         assert all(mine[name] == theirs[name] for name in theirs if name not in clocks)
     assert json.loads((path / "final" / "probe.json").read_text()) == json.loads(
