@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -84,18 +86,20 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
 
 
 def kill_at_random(run: subprocess.Popen, metrics: Path) -> None:
-    """Kill a process of the run, soon or after some progress, again and again."""
+    """Kill two processes of the run at once, soon or after some progress, again and again."""
     rng = random.Random(0)
     order = [name for name, times in VICTIMS.items() for _ in range(times)]
     rng.shuffle(order)
     wait_for(lambda: last_step(metrics) > (0, 0), run)
-    for kill, name in enumerate(order):
+    for kill in range(0, KILLS, 2):
         if kill % 8 == 0:  # let it get somewhere first
             seen = last_step(metrics)
             wait_for(lambda seen=seen: last_step(metrics) != seen, run)
         time.sleep(rng.uniform(0, 1.5))
-        wait_for(lambda name=name: victims(run, name), run)
-        os.kill(rng.choice(victims(run, name)), signal.SIGKILL)
+        for name in order[kill : kill + 2]:
+            found = wait_for(lambda name=name: victims(run, name), run)
+            with suppress(ProcessLookupError):  # it was its neighbour's child
+                os.kill(rng.choice(found), signal.SIGKILL)
 
 
 def victims(run: subprocess.Popen, name: str) -> list[int]:
@@ -121,12 +125,13 @@ def last_step(metrics: Path) -> tuple[int, int]:
     return (taken[-1]["iteration"], taken[-1]["step"]) if taken else (0, 0)
 
 
-def wait_for(condition, run: subprocess.Popen, seconds: float = 240) -> None:
+def wait_for(condition, run: subprocess.Popen, seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (result := condition()):
         assert run.poll() is None, "the run ended before its time"
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.05)
+    return result
 
 
 def test_it_went_on_until_it_was_stopped(chaos: tuple[Path, str]) -> None:
