@@ -2,7 +2,7 @@
 
 from iris_ray.errors import ResourceError
 
-LONGEST_PAUSE_S = 8
+LONGEST_PAUSE_S = 2
 
 
 class Restarts:
@@ -15,7 +15,7 @@ class Restarts:
         self._written = 0
 
     def died(self, written: int, reason: str) -> float:
-        """Seconds to wait before another generator starts: none at first, then 1, 2, 4, 8, 8 ...
+        """Seconds to wait before another generator starts: none at first, then 1, 2, 2 ...
 
         `written`: pairs that generators have written so far. Raises `ResourceError` with the reason of the
         last death once the row is too long.
