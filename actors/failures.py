@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from iris_ray.errors import EngineError, IrisRayError, ParityError, ResourceError, UpdateError
+from iris_ray.errors import EngineError, IrisRayError, ParityError, ResourceError, UpdateError, first_line
 
 REPLACEABLE = (EngineError, UpdateError, ParityError, TimeoutError)
 
@@ -31,7 +31,7 @@ def generator_failure(error: BaseException) -> str | None:
     It died or was lost with its node; its engine died; it took too long; its weights are not proven.
     """
     if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     for cause in _causes(error):
         if isinstance(cause, REPLACEABLE) and not isinstance(cause, RayTaskError):
             return str(cause) or type(cause).__name__

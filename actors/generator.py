@@ -48,14 +48,20 @@ class Generator:
 
         self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id)
         self.updates = WeightUpdates(self.config, self.engine, self.name)
-        await self._load(await self.store.get.remote(None))
+        while await self.use_version(None) is None:
+            pass  # the learner that published them is gone; the next one publishes anew
 
     async def play(self) -> None:
         """Write pairs until the game is over or the buffer has no more work for this generator."""
-        full = self.config.generation.concurrency
         async with asyncio.TaskGroup() as tasks:
             delivery = tasks.create_task(self._deliver())
-            writing: set[asyncio.Task[None]] = set()
+            await self._write_all()
+            await self.outbox.join()
+            delivery.cancel()
+
+    async def _write_all(self) -> None:
+        full = self.config.generation.concurrency
+        async with asyncio.TaskGroup() as tasks:
             while True:
                 # One engine-full waits inside the engine, so that it never runs dry between leases.
                 await self.in_flight.at_most(full)
@@ -67,12 +73,7 @@ class Generator:
                     continue  # the run went back to a checkpoint, so the lease is void
                 self.in_flight.enter(len(lease.tasks))
                 for task in lease.tasks:
-                    response = tasks.create_task(self._write(lease.round, version, task))
-                    writing.add(response)
-                    response.add_done_callback(writing.discard)
-            await asyncio.gather(*writing)
-            await self.outbox.join()
-            delivery.cancel()
+                    tasks.create_task(self._write(lease.round, version, task))
 
     async def _write(self, round_: RoundKey, version: int, task: Task) -> None:
         demonstration = task.demonstration
@@ -133,8 +134,8 @@ class Generator:
         finally:
             self.in_flight.leave()
 
-    async def use_version(self, version: int) -> int | None:
-        """Load weights `version`, or newer ones if they are gone, unless they are in place.
+    async def use_version(self, version: int | None) -> int | None:
+        """Load weights `version`, or the newest if they are gone or `None`, unless they are in place.
 
         Responses under way finish first. Returns the version in place; `None` if the one that was asked for
         is of no more use, as the run went back to a checkpoint.

@@ -15,7 +15,7 @@ from actors.learner import run_learner
 from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
-from iris_ray.errors import LostActorError, ResourceError
+from iris_ray.errors import LostActorError, ResourceError, first_line
 from iris_ray.interrupt import interrupt_flag
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
@@ -69,8 +69,8 @@ class Service:
             try:
                 ray.get(handle.__ray_ready__.remote(), timeout=STATUS_TIMEOUT_S)
             except ray.exceptions.RayActorError as lost:
-                reason = str(lost).strip().splitlines()[0]
-                raise LostActorError(f"the {role.replace('-', ' ')} of the run died: {reason}") from error
+                what = f"the {role.replace('-', ' ')} of the run died: {first_line(lost)}"
+                raise LostActorError(what) from error
 
     def _parts(self) -> dict[str, ActorHandle]:
         return {

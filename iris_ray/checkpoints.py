@@ -72,6 +72,12 @@ class CheckpointStorage:
             raise CheckpointError(f"{self.path}: there is no whole {wanted}. There: {there}.")
         return fitting[-1]
 
+    def keep_newest(self) -> StoredCheckpoint | None:
+        """Delete all but the newest whole one, which a run goes on from; returns it if there is any."""
+        newest = self.newest()
+        self.keep_only(newest)
+        return newest
+
     def keep_only(self, kept: StoredCheckpoint | None) -> None:
         """Delete all other checkpoints, cut ones included, and what Ray Train noted about them."""
         for folder in self._folders():

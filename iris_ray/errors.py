@@ -1,6 +1,11 @@
 """Errors that a user can mend; the CLI prints their message without a traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, or its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class IrisRayError(Exception):
     """Base of the errors below: the message names the field, the value and the fix."""
 

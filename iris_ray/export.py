@@ -27,7 +27,7 @@ from iris_ray.checkpoints import (
 )
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, load_report
-from iris_ray.errors import CheckpointError, ConfigError, ModelError, RunFolderError
+from iris_ray.errors import CheckpointError, ConfigError, ModelError, RunFolderError, first_line
 from iris_ray.lora import POLICY, adapter_tensors, add_adapter, merged_state_dict, write_adapter
 from iris_ray.model_card import write_model_card
 from iris_ray.precision import cast_parameters
@@ -84,7 +84,7 @@ def _start(folder: RunFolder, config: RunConfig) -> tuple[PreTrainedModel, PreTr
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{path}: the model that the run started from cannot be loaded. Put it back there. "
-            f"The reason given: {str(error).strip().splitlines()[0]}"
+            f"The reason given: {first_line(error)}"
         ) from error
     cast_parameters(model, config.model.dtype)
     return model, tokenizer

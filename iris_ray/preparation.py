@@ -13,7 +13,7 @@ from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, PreparedData, demonstration, load_prepared, prepare_data
 from iris_ray.data.rows import Rows, read_rows
 from iris_ray.data.sources import HUB_TIMEOUT_S
-from iris_ray.errors import ConfigError, ModelError, RunFolderError
+from iris_ray.errors import ConfigError, ModelError, RunFolderError, first_line
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
 from iris_ray.generation.stop_tokens import single_tokens
@@ -177,9 +177,8 @@ def _counted(model: PreTrainedModel, config: RunConfig) -> int:
 
 
 def _not_a_model(config: RunConfig, what: str, error: Exception) -> ModelError:
-    first_line = str(error).strip().splitlines()[0]
     return ModelError(
         f"model.path={config.model.path}: no {what} can be loaded from it. Give a folder in "
         "Hugging Face format (config.json, safetensors, tokenizer) or a hub name, or use model.scratch. "
-        f"The reason given: {first_line}"
+        f"The reason given: {first_line(error)}"
     )

@@ -70,8 +70,7 @@ class SelfPlay:
                 self.view.prepared(self.config, prepared)
                 cluster = Cluster(self.config, prepared.parameters)
         with cluster:
-            checkpoint = storage.newest()
-            storage.keep_only(checkpoint)
+            checkpoint = storage.keep_newest()
             if self.resumes:
                 self.view.resuming(checkpoint)
             with folder.playing_on(cluster.address, cluster.dashboard_url):
@@ -99,8 +98,7 @@ class SelfPlay:
                         raise
                     service.stop()
                     service = None
-                    checkpoint = storage.newest()
-                    storage.keep_only(checkpoint)
+                    checkpoint = storage.keep_newest()
                     self.view.lost(error, checkpoint)
             assert service
             prepared.tokenizer.save_pretrained(folder.final)

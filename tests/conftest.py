@@ -1,5 +1,6 @@
 """Small made things that several tests need."""
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -96,6 +97,20 @@ def rank_environment(rank: int, ranks: int) -> dict[str, str]:
 def run_config(**sections: dict[str, Any]) -> RunConfig:
     """A valid configuration of a float32 model and data that nobody loads, with `sections` laid over it."""
     return RunConfig.from_dict({"model": {"path": "a", "dtype": "float32"}, "data": {"path": "b"}} | sections)
+
+
+def made_model(warmup_steps: int) -> dict[str, Any]:
+    """`model` of a recipe: a model of 0.1 M parameters in float32, made when the run starts."""
+    shape = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 2, "kv_heads": 1}
+    return {"dtype": "float32", "scratch": shape | {"warmup_steps": warmup_steps}}
+
+
+def metric_events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """What stands in the run folder's metrics.jsonl by now, of one kind or all."""
+    metrics = run / "metrics.jsonl"
+    # The last line may be in the middle of being written.
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    return [event for event in map(json.loads, lines) if kind in (None, event["event"])]
 
 
 def make_pairs(count: int, seed: int) -> list[SelfPlayPair]:

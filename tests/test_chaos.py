@@ -16,22 +16,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import made_model, metric_events
 
 KILLS = 50
 PROMPTS = 120
 STEPS = 3  # of an iteration
 RECIPE = {
-    "model": {
-        "dtype": "float32",
-        "scratch": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "layers": 2,
-            "heads": 2,
-            "kv_heads": 1,
-            "warmup_steps": 20,
-        },
-    },
+    "model": made_model(warmup_steps=20),
     "data": {
         "sort_digits": {"examples": PROMPTS, "min_digits": 2, "max_digits": 4},
         "holdout": 8,
@@ -74,27 +65,27 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     with (runs / "output.txt").open("w+") as output:
         run = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
-            metrics = runs / "chaos" / "metrics.jsonl"
-            kill_at_random(run, metrics)
-            finished = last_step(metrics)[0]
-            wait_for(lambda: last_step(metrics)[0] > finished + 1, run)
+            folder = runs / "chaos"
+            kill_at_random(run, folder)
+            finished = last_step(folder)[0]
+            wait_for(lambda: last_step(folder)[0] > finished + 1, run)
             os.killpg(run.pid, signal.SIGINT)
             run.wait(timeout=120)
         finally:
             run.kill()
-        yield runs / "chaos", (runs / "output.txt").read_text()
+        yield folder, (runs / "output.txt").read_text()
 
 
-def kill_at_random(run: subprocess.Popen, metrics: Path) -> None:
+def kill_at_random(run: subprocess.Popen, folder: Path) -> None:
     """Kill a process of the run, soon or after some progress, again and again."""
     rng = random.Random(0)
     order = [name for name, times in VICTIMS.items() for _ in range(times)]
     rng.shuffle(order)
-    wait_for(lambda: last_step(metrics) > (0, 0), run)
+    wait_for(lambda: last_step(folder) > (0, 0), run)
     for kill, name in enumerate(order):
         if kill % 8 == 0:  # let it get somewhere first
-            seen = last_step(metrics)
-            wait_for(lambda seen=seen: last_step(metrics) != seen, run)
+            seen = last_step(folder)
+            wait_for(lambda seen=seen: last_step(folder) != seen, run)
         time.sleep(rng.uniform(0, 1.5))
         found = wait_for(lambda name=name: victims(run, name), run)
         with suppress(ProcessLookupError):  # it was just ending
@@ -112,15 +103,9 @@ def victims(run: subprocess.Popen, name: str) -> list[int]:
     return found
 
 
-def events(metrics: Path, kind: str) -> list[dict]:
-    # The last line may be in the middle of being written.
-    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
-
-
-def last_step(metrics: Path) -> tuple[int, int]:
+def last_step(folder: Path) -> tuple[int, int]:
     """Iteration and step that were taken last."""
-    taken = events(metrics, "step")
+    taken = metric_events(folder, "step")
     return (taken[-1]["iteration"], taken[-1]["step"]) if taken else (0, 0)
 
 
@@ -157,12 +142,11 @@ def test_no_pair_is_lost_or_counted_twice(chaos: tuple[Path, str]) -> None:
 
 
 def test_every_step_was_taken_once(chaos: tuple[Path, str]) -> None:
-    taken = [(e["iteration"], e["step"]) for e in events(chaos[0] / "metrics.jsonl", "step")]
+    taken = [(e["iteration"], e["step"]) for e in metric_events(chaos[0], "step")]
     assert taken == [(i // STEPS + 1, i % STEPS + 1) for i in range(len(taken))]
 
 
 def test_no_generator_served_weights_that_were_not_proven(chaos: tuple[Path, str]) -> None:
-    updates = events(chaos[0] / "metrics.jsonl", "update")
-    last = chaos[0] / "metrics.jsonl"
-    assert {update["version"] for update in updates} >= set(range(last_step(last)[0]))
+    updates = metric_events(chaos[0], "update")
+    assert {update["version"] for update in updates} >= set(range(last_step(chaos[0])[0]))
     assert all(update["parity_max_abs_diff"] < 1e-4 for update in updates)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ray
 import yaml
+from conftest import made_model, metric_events
 
 from actors import names
 from actors.cluster import connect
@@ -22,17 +23,7 @@ from iris_ray.errors import ConfigError
 
 RECIPE = {
     "run": {"name": "pool"},
-    "model": {
-        "dtype": "float32",
-        "scratch": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "layers": 2,
-            "heads": 2,
-            "kv_heads": 1,
-            "warmup_steps": 20,
-        },
-    },
+    "model": made_model(warmup_steps=20),
     "data": {
         "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
         "holdout": 8,
@@ -67,10 +58,7 @@ class Game:
         self.wait_for(lambda: self.events("step"))
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        metrics = self.folder / "metrics.jsonl"
-        # The last line may be in the middle of being written.
-        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        return metric_events(self.folder, kind)
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 240) -> Any:
         deadline = time.monotonic() + seconds

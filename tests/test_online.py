@@ -1,27 +1,17 @@
 """The online game: real Ray, vLLM and DeepSpeed."""
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import made_model, metric_events
 
 from iris_ray import RunConfig, SelfPlay
 
 EVERY, BATCH, PROMPTS, ITERATIONS = 2, 24, 190, 3
 STEPS = 8  # an iteration: 7 batches of 24 and one of 22
 RECIPE = {
-    "model": {
-        "dtype": "float32",
-        "scratch": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "layers": 2,
-            "heads": 2,
-            "kv_heads": 1,
-            "warmup_steps": 60,
-        },
-    },
+    "model": made_model(warmup_steps=60),
     "data": {
         "sort_digits": {"examples": PROMPTS, "min_digits": 2, "max_digits": 4},
         "holdout": 16,
@@ -48,8 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 
 def steps(folder: Path) -> list[dict]:
-    events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [event for event in events if event["event"] == "step"]
+    return metric_events(folder, "step")
 
 
 def test_it_is_played_to_the_end(run: tuple[Path, dict]) -> None:

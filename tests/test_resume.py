@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from conftest import made_model, metric_events
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -27,17 +28,7 @@ from iris_ray.export import export_checkpoint
 # T-SPIN looks at the first iteration's responses, so that a checkpoint has to keep everything there is.
 PROMPTS = 104
 RECIPE: dict[str, Any] = {
-    "model": {
-        "dtype": "float32",
-        "scratch": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "layers": 2,
-            "heads": 2,
-            "kv_heads": 1,
-            "warmup_steps": 40,
-        },
-    },
+    "model": made_model(warmup_steps=40),
     "data": {
         "sort_digits": {"examples": 160, "min_digits": 2, "max_digits": 4},
         "holdout": 16,
@@ -192,10 +183,8 @@ def resumed(killed: tuple[Path, str], copy: Path) -> tuple[Path, str]:
 
 
 def events(run: Path) -> list[dict]:
-    """What metrics.jsonl holds, without the times; the last line may be half written."""
-    metrics = run / "metrics.jsonl"
-    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
+    """What metrics.jsonl holds, without the times."""
+    return [{key: value for key, value in event.items() if key != "time"} for event in metric_events(run)]
 
 
 def steps(run: Path) -> list[dict]:

@@ -15,6 +15,7 @@ import pytest
 import ray
 import torch
 import yaml
+from conftest import made_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.environment import generator_environment
@@ -22,17 +23,7 @@ from iris_ray import RunConfig, SelfPlay
 from iris_ray.export import export_checkpoint
 
 RECIPE = {
-    "model": {
-        "dtype": "float32",
-        "scratch": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "layers": 2,
-            "heads": 2,
-            "kv_heads": 1,
-            "warmup_steps": 60,
-        },
-    },
+    "model": made_model(warmup_steps=60),
     "data": {
         "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
         "holdout": 32,

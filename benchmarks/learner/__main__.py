@@ -15,6 +15,16 @@ from benchmarks.learner.measurement import Say, Settings, measure
 from benchmarks.learner.tables import profile_table, report_table
 from benchmarks.learner.worker_process import WorkerFailed, WorkerProcess
 from benchmarks.learner.workload import TORCH_NAMES, DType, Workload
+from benchmarks.options import (
+    AsJson,
+    Count,
+    Hidden,
+    Intermediate,
+    PromptTokens,
+    Repeats,
+    Spread,
+    check_heads,
+)
 
 CURVES = Path("docs/learner-performance/curves.csv")
 MODEL = ("parameters", "vocab", "hidden", "intermediate", "layers", "heads", "kv_heads")
@@ -25,24 +35,22 @@ errors = Console(stderr=True)
 
 @app.command()
 def benchmark(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: AsJson = False,
     curves: Annotated[bool, typer.Option("--curves", help="Measure and draw curves instead.")] = False,
     draw: Annotated[bool, typer.Option("--draw", help="Draw the measured curves again, no more.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Tell what our step's time goes to.")] = False,
-    hidden: Annotated[int, typer.Option(min=2, help="Hidden size of the model.")] = 256,
-    layers: Annotated[int, typer.Option(min=1)] = 4,
-    heads: Annotated[int, typer.Option(min=1)] = 4,
-    kv_heads: Annotated[int, typer.Option(min=1)] = 2,
-    intermediate: Annotated[int | None, typer.Option(min=1, help="3 · hidden unless told.")] = None,
+    hidden: Hidden = 256,
+    layers: Count = 4,
+    heads: Count = 4,
+    kv_heads: Count = 2,
+    intermediate: Intermediate = None,
     vocab: Annotated[int, typer.Option(min=3)] = 512,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Mean length.")] = 53,
+    prompt_tokens: PromptTokens = 53,
     response_tokens: Annotated[int, typer.Option(min=2, help="Mean length, end token included.")] = 64,
-    spread: Annotated[float, typer.Option(min=0, max=0.99, help="Lengths are means · (1 ± this).")] = 0.5,
+    spread: Spread = 0.5,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs in a batch.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in a block; sides take turns.")] = 8,
-    repeats: Annotated[int, typer.Option(min=1, help="Blocks of each side.")] = 7,
+    repeats: Repeats = 7,
     threads: Annotated[int | None, typer.Option(min=1, help="All cores unless told.")] = None,
     dtypes: Annotated[str, typer.Option(help="bf16, fp32 or both; curves take bf16 unless told.")] = "",
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="learner.compile")] = True,
@@ -54,8 +62,7 @@ def benchmark(
     if draw:
         _draw(results)
         return
-    if hidden % heads or heads % kv_heads or hidden // heads % 2:
-        raise typer.BadParameter("heads must divide hidden into even parts, and kv-heads must divide heads.")
+    check_heads(hidden, heads, kv_heads)
     workload = Workload(
         vocab=vocab,
         hidden=hidden,

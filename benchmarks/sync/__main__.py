@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.learner.machine import machine
+from benchmarks.options import AsJson
 from benchmarks.sync.measurement import Row, Settings, measure
 from benchmarks.sync.tables import report_table
 from benchmarks.sync.workload import SHAPES
@@ -21,9 +22,7 @@ ALL = ",".join(map(str, SHAPES))
 
 @app.command()
 def benchmark(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: AsJson = False,
     parameters: Annotated[str, typer.Option(help=f"Millions of parameters, of {ALL}.")] = ALL,
     generators: Annotated[str, typer.Option(help="Numbers of generators that update at once.")] = "1,2,4",
     repeats: Annotated[int, typer.Option(min=1, help="Updates of each row.")] = 5,

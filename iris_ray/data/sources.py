@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from huggingface_hub import HfApi, constants
 
 from iris_ray.config import Data
-from iris_ray.errors import DataError
+from iris_ray.errors import DataError, first_line
 
 JSON_LINE = "json_line"
 """The only column of an opened JSON Lines file: its lines as they are, so that a broken one costs one row."""
@@ -129,7 +129,7 @@ def _read(origin: str | Path, load: Callable[[], Any], hint: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")
 
 
 def _empty(origin: str | Path) -> DataError:
