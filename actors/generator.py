@@ -47,7 +47,7 @@ class Generator:
         from iris_ray.generation.policy_engine import PolicyEngine
 
         self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id)
-        self.updates = WeightUpdates(self.config, self.engine, self.name)
+        self.updates = WeightUpdates(self.config, self.engine, self.name, self.store)
         while await self.use_version(None) is None:
             pass  # the learner that published them is gone; the next one publishes anew
 
@@ -156,8 +156,8 @@ class Generator:
 
     async def _load(self, manifest: WeightManifest) -> None:
         self.serial = 0
-        update = await self.updates.load(manifest)
-        self.version, self.serial = manifest.version, manifest.serial
+        loaded, update = await self.updates.load(manifest)
+        self.version, self.serial = loaded.version, loaded.serial
         await self.controller.record_update.remote(update)
 
     async def heartbeat(self) -> dict[str, Any]:

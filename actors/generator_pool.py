@@ -61,6 +61,7 @@ class GeneratorPool:
         self.end_token_id = end_token_id
         self.buffer = names.find(config.run.name, names.SAMPLE_BUFFER)
         self.controller = names.find(config.run.name, names.CONTROLLER)
+        self.store = names.find(config.run.name, names.WEIGHT_STORE)
         self.wanted = config.generation.count
         self.members: dict[str, Member] = {}
         self.started = 0
@@ -197,6 +198,7 @@ class GeneratorPool:
             await self._replace(member, reason)
         finally:
             ray.kill(member.handle)
+            await self.store.leave.remote(member.name)
             # What it leased goes to others, and nothing that it still sends is taken.
             await self.buffer.give_back.remote(member.name)
             async with self.changed:

@@ -3,20 +3,23 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 import ray.train
 import torch.distributed as dist
+from ray.train.torch import get_device
 
 from actors import names
+from actors.weight_broadcasts import WeightBroadcasts
 from actors.weight_publishing import put_buckets
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.errors import ResourceError
 from iris_ray.refresh import newest_version, steps_between
 from iris_ray.round_buffer import Share
-from iris_ray.weights.manifest import Probe
+from iris_ray.weights.buckets import lay_out
+from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest
 from iris_ray.weights.shares import WeightShare
 
 if TYPE_CHECKING:
@@ -37,22 +40,63 @@ class LearnerRank:
         self.controller = names.find(config.run.name, names.CONTROLLER)
         self.store = names.find(config.run.name, names.WEIGHT_STORE)
         self.probe = self.wait(self.buffer.probe.remote(), "the probe")
+        self.broadcasts: WeightBroadcasts | None = None
+        if config.sync.transport != "object_store":
+            self.broadcasts = WeightBroadcasts(config.sync, self.store, get_device())
+        self.layout: list[list[TensorSpec]] = []
+        self.published: int
+        self.published_opponent: bool
 
     def publish(self, version: int, opponent: bool = False) -> None:
-        """Put the policy's weights, or the opponent's, into the object store and list them as `version`."""
-        learner = self.learner
+        """List the policy's weights, or the opponent's, as `version` for generators to pull."""
+        self.published, self.published_opponent = version, opponent
+        buckets = self._buckets(opponent)
+        probe = self._probe(opponent)
+        weights = WeightShare(version, self.rank, self.ranks, buckets, probe if self.rank == 0 else None)
+        self.wait(self.store.publish.remote(weights), f"the weight store to take version {version}")
+
+    def _buckets(self, opponent: bool) -> list[Bucket]:
+        """This rank's share: put into the object store, or to be sent when generators come for them."""
+        weights, bucket_bytes = self.learner.weights(opponent), self.config.sync.bucket_mib << 20
+        if self.broadcasts:
+            self.layout = self.layout or lay_out(weights, bucket_bytes)
+            return [Bucket(None, tensors) for tensors in self.layout[self.rank :: self.ranks]]
         # All ranks walk through all weights, as ZeRO-3 gathers each of them, and share the copying.
-        buckets = put_buckets(
-            learner.weights(opponent),
-            self.config.sync.bucket_mib << 20,
+        return put_buckets(
+            weights,
+            bucket_bytes,
             self.rank,
             self.ranks,
             # The policy's own parameters stay as they are until this returns; what is gathered does not.
             lasting=not opponent and self.config.learner.zero_stage < 3,
         )
-        probe = Probe(self.probe, learner.token_logprobs(self.probe, opponent))
-        weights = WeightShare(version, self.rank, self.ranks, buckets, probe if self.rank == 0 else None)
-        self.wait(self.store.publish.remote(weights), f"the weight store to take version {version}")
+
+    def _probe(self, opponent: bool) -> Probe:
+        return Probe(self.probe, self.learner.token_logprobs(self.probe, opponent))
+
+    def _send_until(self, reference: ray.ObjectRef | None, what: str) -> None:
+        """Send weights to generators that come for them, until `reference` is there; rank 0 has it."""
+        while self.broadcasts and self._generators_come(reference, what):
+            # Online, the policy may have gone on since it was published: the number stays, the probe is new.
+            opponent = self.published_opponent
+            probe, weights = self._probe(opponent), self.learner.weights(opponent)
+            if self.rank == 0:
+                buckets = [Bucket(None, tensors) for tensors in self.layout]
+                self.broadcasts.send(WeightManifest(self.published, buckets, probe), weights)
+            else:
+                for _ in weights:
+                    pass
+
+    def _generators_come(self, reference: ray.ObjectRef | None, what: str) -> bool:
+        answer: list[bool | None] = [None]
+        if self.rank == 0:
+            assert self.broadcasts
+            assert reference
+            answer = [self.broadcasts.next_of(reference, self.config.run.wait_timeout_s)]
+            if answer[0] is None:
+                self._late(what)
+        dist.broadcast_object_list(answer)
+        return bool(answer[0])
 
     def next_round(self, version: int) -> "RoundProgress | None":
         """Open the next round, on every rank; `None` when the game is over."""
@@ -64,6 +108,8 @@ class LearnerRank:
             return None
         progress = RoundProgress(*opened)
         self.learner.start_round(progress.round.iteration, progress.steps)
+        # From now on the policy moves. Online, generators that come late get it as it is by then.
+        self.published_opponent = self.refresh_every is None
         return progress
 
     def play(self, progress: "RoundProgress", checkpoint: Callable[[], None]) -> None:
@@ -76,7 +122,9 @@ class LearnerRank:
         while progress.step < steps:
             step, round_ = progress.step, progress.round
             begin = time.monotonic()
-            batch = self.wait(share, f"batch {step + 1} of {steps} in iteration {round_.iteration}")
+            what = f"batch {step + 1} of {steps} in iteration {round_.iteration}"
+            self._send_until(share, what)
+            batch = self.wait(share, what)
             waited += time.monotonic() - begin
             if step + 1 < steps:
                 share = self.buffer.share.remote(step + 1, self.rank, self.ranks)
@@ -104,7 +152,9 @@ class LearnerRank:
 
     def ask(self, question: Callable[[], ray.ObjectRef], what: str) -> Any:
         """Rank 0 asks; all ranks get the answer."""
-        answer = [self.wait(question(), what) if self.rank == 0 else None]
+        reference = question() if self.rank == 0 else None
+        self._send_until(reference, what)
+        answer = [self.wait(reference, what) if reference else None]
         dist.broadcast_object_list(answer)
         return answer[0]
 
@@ -112,11 +162,14 @@ class LearnerRank:
         timeout = self.config.run.wait_timeout_s
         try:
             return ray.get(reference, timeout=timeout)
-        except ray.exceptions.GetTimeoutError as error:
-            raise ResourceError(
-                f"learner rank {self.rank} waited {timeout:g} s for {what}. "
-                "If the cluster is only slow, raise run.wait_timeout_s."
-            ) from error
+        except ray.exceptions.GetTimeoutError:
+            self._late(what)
+
+    def _late(self, what: str) -> NoReturn:
+        raise ResourceError(
+            f"learner rank {self.rank} waited {self.config.run.wait_timeout_s:g} s for {what}. "
+            "If the cluster is only slow, raise run.wait_timeout_s."
+        )
 
 
 def _fetch(share: Share) -> list[SelfPlayPair]:

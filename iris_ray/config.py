@@ -357,6 +357,9 @@ class Checkpoint(Section):
 
 
 class Sync(Section):
+    transport: Literal["object_store", "nccl", "gloo"] = "object_store"
+    """How weights reach generators: `object_store` by way of Ray's memory, on any hardware; `nccl` in one
+    broadcast from GPU to GPU; `gloo` the same between CPUs, to try it where there are none."""
     bucket_mib: int = Field(64, ge=1)
     """Weights travel in buckets of about this size. A larger tensor makes a bucket of its own."""
     buffer_mib: int = Field(512, ge=1)
@@ -435,6 +438,27 @@ class RunConfig(Section):
                 "model.lora with generation.num_gpus needs model.dtype=bfloat16: vLLM's adapters know no "
                 "float32 on GPUs"
             )
+        if self.sync.transport != "object_store":
+            gpus = self.sync.transport == "nccl"
+            for field, count in (
+                ("generation", self.generation.num_gpus),
+                ("learner", self.learner.num_gpus),
+            ):
+                if gpus and count < 1:
+                    raise ValueError(
+                        f"sync.transport (nccl) needs a whole GPU on each side: raise {field}.num_gpus "
+                        f"({count:g}), or set sync.transport=object_store"
+                    )
+                if not gpus and count:
+                    raise ValueError(
+                        f"sync.transport (gloo) is for CPUs, and {field}.num_gpus is {count:g}. "
+                        "Set sync.transport=nccl"
+                    )
+            if self.model.lora:
+                raise ValueError(
+                    f"sync.transport ({self.sync.transport}) sends whole models. An adapter (model.lora) is "
+                    "small: set sync.transport=object_store"
+                )
         if self.learner.reference == "generator" and self.generation.temperature != 1:
             raise ValueError(
                 f"learner.reference (generator) needs generation.temperature "

@@ -74,11 +74,11 @@ class Receiver:
         from iris_ray.generation.policy_engine import PolicyEngine
 
         self.engine = PolicyEngine(self.config, folder, end_token_id=1)
-        self.updates = WeightUpdates(self.config, self.engine, self.name)
+        self.updates = WeightUpdates(self.config, self.engine, self.name, self.store)
 
     async def update(self, version: int) -> dict[str, float]:
         """Wait for `version`, load it, prove it, and tell when it was served."""
-        update = await self.updates.load(await self.store.get.remote(version))
+        _, update = await self.updates.load(await self.store.get.remote(version))
         end, start = time.time(), time.perf_counter()
         await self.engine.logprobs(PROBE)
         return {
