@@ -92,7 +92,7 @@ class LearnerRank:
         if self.rank == 0:
             assert self.broadcasts
             assert reference
-            answer = [self.broadcasts.next_of(reference, self.config.run.wait_timeout_s)]
+            answer = [self.broadcasts.wait(reference, seconds=self.config.run.wait_timeout_s)]
             if answer[0] is None:
                 self._late(what)
         dist.broadcast_object_list(answer)

@@ -14,7 +14,7 @@ from iris_ray.weights.broadcast import BroadcastGroup, Meeting, TransferError
 from iris_ray.weights.buckets import pack_buckets
 from iris_ray.weights.manifest import Broadcast, WeightManifest
 
-TOGETHER_S = 1.0  # for the generators of the last broadcast to come once more
+TOGETHER_S = 0.25  # for the generators of the last broadcast to come once more
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class WeightBroadcasts:
         self._audience: _Audience | None = None
         self._lost: Any = None
 
-    def next_of(self, reference: ray.ObjectRef, seconds: float) -> bool | None:
-        """Wait for generators to come, or for `reference`: True if they did, None if time is over."""
+    def wait(self, *others: ray.ObjectRef, seconds: float | None = None) -> bool | None:
+        """Wait for generators to come, or for one of `others`: True if they did, None if time is over."""
         if self._comers is None:
             expected = list(self._audience.members) if self._audience else []
             self._comers = self.store.comers.remote(expected, TOGETHER_S)
-        there, _ = ray.wait([self._comers, reference], timeout=seconds)
+        there, _ = ray.wait([self._comers, *others], timeout=seconds)
         return self._comers in there if there else None
 
     def send(self, manifest: WeightManifest, weights: Iterable[tuple[str, torch.Tensor]]) -> bool:

@@ -216,6 +216,8 @@ class Generation(Section):
     """Let the run choose the number of generators. Empty: it stays as it is set."""
     num_cpus: float = Field(1, ge=0)
     """Cores per generator. Below 1 several generators share a core."""
+    bind_cores: bool = False
+    """Give each generator `num_cpus` cores of its own that no other generator of the node runs on."""
     num_gpus: float = Field(0, ge=0)
     """GPUs per generator: `tensor_parallel` whole ones, or a part of one."""
     tensor_parallel: int = Field(1, ge=1)
@@ -269,6 +271,10 @@ class Generation(Section):
                 f"generation.num_gpus ({self.num_gpus:g}): vLLM takes generation.gpu_memory_utilization "
                 f"({self.gpu_memory_utilization:g}) of the whole GPU, whatever part of it Ray gives. "
                 f"Lower gpu_memory_utilization to {self.num_gpus:g} or less"
+            )
+        if self.bind_cores and (self.num_cpus < 1 or self.num_cpus % 1):
+            raise ValueError(
+                f"generation.bind_cores needs whole cores: generation.num_cpus is {self.num_cpus:g}"
             )
         if self.autoscale and not self.autoscale.minimum <= self.count <= self.autoscale.maximum:
             raise ValueError(

@@ -121,6 +121,26 @@ def test_exactly_one_source(section, both):
             {"learner": {"offload": "parameters", "zero_stage": 2}},
             "learner.offload (parameters) needs learner.zero_stage (2) to be at least 3",
         ),
+        (
+            {"sync": {"transport": "nccl"}},
+            "sync.transport (nccl) needs a whole GPU on each side: raise generation.num_gpus (0)",
+        ),
+        (
+            {"sync": {"transport": "nccl"}, "generation": {"num_gpus": 1}},
+            "sync.transport (nccl) needs a whole GPU on each side: raise learner.num_gpus (0)",
+        ),
+        (
+            {"sync": {"transport": "gloo"}, "generation": {"num_gpus": 1}},
+            "sync.transport (gloo) is for CPUs, and generation.num_gpus is 1",
+        ),
+        (
+            {"sync": {"transport": "gloo"}, "model": {"path": "a", "lora": {}}},
+            "sync.transport (gloo) sends whole models. An adapter (model.lora) is small",
+        ),
+        (
+            {"generation": {"bind_cores": True, "num_cpus": 0.5}},
+            "generation.bind_cores needs whole cores: generation.num_cpus is 0.5",
+        ),
         ({"generation": {"max_ahead": 8}}, "max_ahead (8) must be at least learner.batch_size (64)"),
     ],
 )
