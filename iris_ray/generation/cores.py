@@ -19,7 +19,7 @@ class OwnCores:
     """
 
     def __init__(self, count: int, folder: Path | None = None):
-        folder = folder or Path(tempfile.gettempdir()) / "iris-ray-cores"
+        folder = folder or Path(tempfile.gettempdir()) / f"iris-ray-cores-{os.getuid()}"
         folder.mkdir(exist_ok=True)
         self._locks: list[IO[bytes]] = []
         self.cores: list[int] = []
@@ -31,8 +31,8 @@ class OwnCores:
                 self.cores.append(core)
         if len(self.cores) < count:
             raise ResourceError(
-                f"generation.bind_cores: {count} cores of their own are wanted, and {len(self.cores)} of this "
-                f"node's {len(allowed)} are free. Lower generation.count or generation.num_cpus."
+                f"generation.bind_cores: {count} cores of their own are wanted, and {len(self.cores)} of "
+                f"this node's {len(allowed)} are free. Lower generation.count or generation.num_cpus."
             )
         psutil.Process().cpu_affinity(self.cores)
 
