@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import ray
 import ray.train
@@ -14,8 +14,8 @@ from actors import names
 from actors.weight_broadcasts import WeightBroadcasts
 from actors.weight_publishing import put_buckets
 from iris_ray.config import RunConfig
-from iris_ray.contracts import SelfPlayPair
-from iris_ray.errors import ResourceError
+from iris_ray.contracts import Order, SelfPlayPair
+from iris_ray.errors import ResourceError, RunStopped
 from iris_ray.refresh import newest_version, steps_between
 from iris_ray.round_buffer import Share
 from iris_ray.weights.buckets import lay_out
@@ -25,6 +25,9 @@ from iris_ray.weights.shares import WeightShare
 if TYPE_CHECKING:
     from iris_ray.learner.learner_state import RoundProgress
     from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+
+Event = Order | Literal["there", "generators"]
 
 
 class LearnerRank:
@@ -46,6 +49,9 @@ class LearnerRank:
         self.layout: list[list[TensorSpec]] = []
         self.published: int
         self.published_opponent: bool
+        self.paused: bool
+        number, self.paused = self.wait(self.controller.standing_orders.remote(), "standing orders")
+        self._await_order(number)
 
     def publish(self, version: int, opponent: bool = False) -> None:
         """List the policy's weights, or the opponent's, as `version` for generators to pull."""
@@ -74,29 +80,70 @@ class LearnerRank:
     def _probe(self, opponent: bool) -> Probe:
         return Probe(self.probe, self.learner.token_logprobs(self.probe, opponent))
 
-    def _send_until(self, reference: ray.ObjectRef | None, what: str) -> None:
-        """Send weights to generators that come for them, until `reference` is there; rank 0 has it."""
-        while self.broadcasts and self._generators_come(reference, what):
-            # Online, the policy may have gone on since it was published: the number stays, the probe is new.
-            opponent = self.published_opponent
-            probe, weights = self._probe(opponent), self.learner.weights(opponent)
-            if self.rank == 0:
-                buckets = [Bucket(None, tensors) for tensors in self.layout]
-                self.broadcasts.send(WeightManifest(self.published, buckets, probe), weights)
-            else:
-                for _ in weights:
-                    pass
-
-    def _generators_come(self, reference: ray.ObjectRef | None, what: str) -> bool:
-        answer: list[bool | None] = [None]
+    def _send(self) -> None:
+        """Send weights to the generators that have come for them."""
+        # Online, the policy may have gone on since it was published: the number stays, the probe is new.
+        opponent = self.published_opponent
+        probe, weights = self._probe(opponent), self.learner.weights(opponent)
         if self.rank == 0:
             assert self.broadcasts
-            assert reference
-            answer = [self.broadcasts.wait(reference, seconds=self.config.run.wait_timeout_s)]
-            if answer[0] is None:
-                self._late(what)
-        dist.broadcast_object_list(answer)
-        return bool(answer[0])
+            buckets = [Bucket(None, tensors) for tensors in self.layout]
+            self.broadcasts.send(WeightManifest(self.published, buckets, probe), weights)
+        else:
+            for _ in weights:
+                pass
+
+    def _next_event(self, *, awaited: ray.ObjectRef | None, what: str, orders: bool) -> Event:
+        """What comes first; rank 0 looks, and all ranks get the answer.
+
+        "there" once `awaited` is, "generators" when some come for weights, an order if `orders` are taken.
+        """
+        event: list[Any] = [self._look(awaited, what, orders) if self.rank == 0 else None]
+        if self.ranks > 1:
+            dist.broadcast_object_list(event)
+        return event[0]
+
+    def _look(self, awaited: ray.ObjectRef | None, what: str, orders: bool) -> Event:
+        watched: list[Any] = []
+        if orders:
+            watched.append(self.order)
+        if self.broadcasts:
+            watched.append(self.broadcasts.comers())
+        if awaited is not None:
+            watched.append(awaited)
+        there, _ = ray.wait(watched, timeout=None if awaited is None else self.config.run.wait_timeout_s)
+        if not there:
+            self._late(what)
+        if there[0] == awaited:
+            return "there"
+        if there[0] != self.order:
+            return "generators"
+        order: Order = ray.get(self.order)
+        self._await_order(self.orders_taken + 1)
+        return order
+
+    def _await_order(self, number: int) -> None:
+        self.orders_taken = number
+        self.order: Any = self.controller.next_order.remote(number)
+
+    def _next_batch(self, share: ray.ObjectRef, what: str, checkpoint: Callable[[], None]) -> Share:
+        """The batch, once it is there; what a person orders comes first. Raises `RunStopped`."""
+        while True:
+            event = self._next_event(awaited=None if self.paused else share, what=what, orders=True)
+            if event == "there":
+                break
+            if event == "generators":
+                self._send()
+            if event in ("pause", "resume"):
+                self.paused = event == "pause"
+            if event in ("checkpoint", "stop"):
+                checkpoint()
+            if self.rank == 0 and event != "generators":
+                self.controller.record_obeyed.remote()
+            if event == "stop":
+                raise RunStopped
+        batch: Share = self.wait(share, what)
+        return batch
 
     def next_round(self, version: int) -> "RoundProgress | None":
         """Open the next round, on every rank; `None` when the game is over."""
@@ -115,7 +162,7 @@ class LearnerRank:
     def play(self, progress: "RoundProgress", checkpoint: Callable[[], None]) -> None:
         """Train the rest of a round, on the opponent's first pairs while it writes the others.
 
-        Calls `checkpoint` every `checkpoint.every_steps` steps.
+        Calls `checkpoint` every `checkpoint.every_steps` steps, and when it is ordered. Raises `RunStopped`.
         """
         learner, steps, waited = self.learner, progress.steps, 0.0
         share: ray.ObjectRef = self.buffer.share.remote(progress.step, self.rank, self.ranks)
@@ -123,8 +170,7 @@ class LearnerRank:
             step, round_ = progress.step, progress.round
             begin = time.monotonic()
             what = f"batch {step + 1} of {steps} in iteration {round_.iteration}"
-            self._send_until(share, what)
-            batch = self.wait(share, what)
+            batch = self._next_batch(share, what, checkpoint)
             waited += time.monotonic() - begin
             if step + 1 < steps:
                 share = self.buffer.share.remote(step + 1, self.rank, self.ranks)
@@ -153,7 +199,8 @@ class LearnerRank:
     def ask(self, question: Callable[[], ray.ObjectRef], what: str) -> Any:
         """Rank 0 asks; all ranks get the answer."""
         reference = question() if self.rank == 0 else None
-        self._send_until(reference, what)
+        while self.broadcasts and self._next_event(awaited=reference, what=what, orders=False) != "there":
+            self._send()
         answer = [self.wait(reference, what) if reference else None]
         dist.broadcast_object_list(answer)
         return answer[0]

@@ -40,17 +40,16 @@ class WeightBroadcasts:
         self._audience: _Audience | None = None
         self._lost: Any = None
 
-    def wait(self, *others: ray.ObjectRef, seconds: float | None = None) -> bool | None:
-        """Wait for generators to come, or for one of `others`: True if they did, None if time is over."""
+    def comers(self) -> Any:
+        """The object reference that is there once generators have come; `send` serves them."""
         if self._comers is None:
             expected = list(self._audience.members) if self._audience else []
             self._comers = self.store.comers.remote(expected, TOGETHER_S)
-        there, _ = ray.wait([self._comers, *others], timeout=seconds)
-        return self._comers in there if there else None
+        return self._comers
 
     def send(self, manifest: WeightManifest, weights: Iterable[tuple[str, torch.Tensor]]) -> bool:
         """Send the weights to those that came; whether all of them got everything."""
-        members = ray.get(self._comers)
+        members = ray.get(self.comers())
         self._comers = None
         self.count += 1
         buckets = pack_buckets(weights, self.sync.bucket_mib << 20, self.device)

@@ -68,7 +68,7 @@ class Publisher:
         else:
             buckets = [Bucket(None, tensors) for tensors in lay_out(weights, bucket_bytes)]
             ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
-            self.broadcasts.wait()
+            ray.wait([self.broadcasts.comers()])
             start = time.perf_counter()  # until they come a learner has other things to do
             manifest = WeightManifest(version, buckets, self.probe)
             assert self.broadcasts.send(manifest, self.model.named_parameters())
