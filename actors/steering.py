@@ -45,7 +45,8 @@ class LiveRun:
     def order(self, order: Order, timeout: float) -> dict[str, Any]:
         """Have the learner obey before its next step.
 
-        Returns once it did, with the fields of the status that the controller knows. Raises `ConfigError` if it did not within `timeout` s. The order stands nevertheless.
+        Returns once it did, with the fields of the status that the controller knows. Raises `ConfigError` if
+        it did not within `timeout` s; the order stands nevertheless.
         """
         ordered: Any = self.controller.order.remote(order)
         number = ray.get(ordered, timeout=TIMEOUT_S)

@@ -1,6 +1,7 @@
 """The commands that look at runs and steer them."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from iris_ray.errors import ConfigError, RunFolderError
+from iris_ray.errors import ConfigError
 from iris_ray.progress import finished_status
 from iris_ray.run_folder import RunFolder
 
@@ -105,7 +106,7 @@ def _ordering(order: Any, done: str) -> Callable[..., None]:
     ) -> None:
         now = _at_run(run, folder, address, lambda live: live.order(order, timeout))
         if as_json:
-            _show(now, as_json)
+            typer.echo(json.dumps(now, indent=1))
             return
         where = f"iteration {now['iteration']}, step {now['step']}"
         told = done.format(run=run, where=where, checkpoint=now["last_checkpoint"])
@@ -136,13 +137,6 @@ def _at_run(run: str, folder: Path, address: str | None, action: "Callable[[Live
     from actors.steering import live_run
 
     path = _path(run, folder)
-    if address is None and not RunFolder(path).cluster.exists():
-        if (path / "config.yaml").exists():
-            raise RunFolderError(f"{path}: this run does not play. To go on: iris-ray run --resume {path}")
-        raise RunFolderError(
-            f"{run}: there is no such run in {folder}/. `iris-ray runs` tells which there are; a run without "
-            "its folder at hand is named together with --address."
-        )
     with live_run(path, address) as live:
         return action(live)
 
@@ -158,8 +152,6 @@ def _finished(run: str, folder: Path, address: str | None) -> RunFolder | None:
 
 
 def _watch(live: "LiveRun") -> None:
-    import time
-
     with Live(console=console, auto_refresh=False) as shown:
         while True:
             shown.update(status_table(live.status()), refresh=True)

@@ -16,7 +16,7 @@ def live_status(run: str, iterations: int, status: dict[str, Any]) -> dict[str, 
     buffer = status["buffer"]
     return {
         "run": run,
-        "state": _state(status),
+        "state": run_state(status),
         "iteration": status["iteration"],
         "iterations": iterations,
         "step": status["step"],
@@ -57,7 +57,8 @@ def finished_status(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _state(status: dict[str, Any]) -> str:
+def run_state(status: dict[str, Any]) -> str:
+    """Of a run that goes on: `starting`, `running`, `paused` or `stopping`."""
     if status["stopping"]:
         return "stopping"
     if status["paused"]:

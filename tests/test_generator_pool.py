@@ -1,8 +1,6 @@
 """Generators that come, go, hang and lie while a run goes on: real Ray, vLLM and DeepSpeed."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +17,7 @@ from conftest import made_model, metric_events
 from actors import names
 from actors.cluster import connect
 from actors.steering import live_run
-from iris_ray.errors import ConfigError
+from iris_ray.errors import ConfigError, RunFolderError
 
 RECIPE = {
     "run": {"name": "pool"},
@@ -162,13 +160,22 @@ def test_weights_that_were_poisoned_never_serve(game: Game) -> None:
 def test_only_what_is_there_can_be_scaled(game: Game) -> None:
     with pytest.raises(ConfigError, match="There: pool"):
         live_run("other", game.address()).__enter__()
+    with pytest.raises(ConfigError, match="no Ray cluster answers there"):
+        live_run("pool", "127.0.0.1:1").__enter__()
     with pytest.raises(ConfigError, match="at least one"):
         game.scale(0)
 
 
 def ordered(game: Game, command: str) -> dict[str, Any]:
     """What a command of the CLI prints as JSON."""
-    line = [IRIS_RAY, command, "pool", "--folder", str(game.folder.parent), "--json"]
+    line = [
+        str(Path(sys.executable).parent / "iris-ray"),
+        command,
+        "pool",
+        "--folder",
+        str(game.folder.parent),
+        "--json",
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
