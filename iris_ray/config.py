@@ -244,6 +244,9 @@ class Generation(Section):
     keeps it as its last token."""
     concurrency: int = Field(64, ge=1)
     """Responses that one engine writes at the same time."""
+    in_flight: Literal["finish", "continue", "resubmit"] = "finish"
+    """Responses under way when newer weights come: they `finish` first; or they `continue` with the new
+    weights and the keys and values that they have; or these are computed anew (`resubmit`)."""
     max_ahead: int = Field(2048, ge=1)
     """Pairs that may wait for the learner: a slow learner slows the generators."""
     kv_cache_gib: int = Field(1, ge=1)
@@ -434,6 +437,11 @@ class RunConfig(Section):
             raise ValueError(
                 "model.lora with generation.num_gpus needs model.dtype=bfloat16: vLLM's adapters know no "
                 "float32 on GPUs"
+            )
+        if self.model.lora and self.generation.in_flight != "finish":
+            raise ValueError(
+                f"generation.in_flight ({self.generation.in_flight}) does not go with model.lora: no "
+                "adapter can be replaced while responses use it. Set generation.in_flight=finish"
             )
         if self.learner.reference == "generator" and self.generation.temperature != 1:
             raise ValueError(
