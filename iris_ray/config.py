@@ -182,7 +182,8 @@ class Schedule(Section):
     """When the opponent is replaced: `iteration` freezes it until all its pairs are trained on; a number
     plays the online game, with a new opponent after so many optimiser steps."""
     max_staleness: int = Field(1, ge=0)
-    """Online, by how many versions a pair's opponent may lie behind the newest when it is trained on."""
+    """Online, by how many versions the oldest that wrote some of a response may lie behind the newest when
+    the pair is trained on."""
 
 
 class Autoscale(Section):
