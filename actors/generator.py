@@ -39,7 +39,10 @@ class Generator:
         self.version: int | None = None
         self.serial = 0  # of the weights in place; 0 while there are none that were proven
         self.updating = asyncio.Lock()
+        self.proven = asyncio.Event()  # set while the weights in place have passed the probe
+        self.failure: BaseException | None = None  # of an update, after which none is tried any more
         self.in_flight = InFlight()
+        self.answering = InFlight()  # of these, what one version must answer from its first token to its last
         self.outbox: asyncio.Queue[tuple[RoundKey, int, SelfPlayPair]] = asyncio.Queue()
         self.generated_tokens = 0
 
@@ -71,17 +74,17 @@ class Generator:
                 lease = await self.buffer.lease.remote(self.name, full)
                 if lease is None:
                     break
-                version = await self.use_version(lease.version)
-                if version is None:
+                if await self.use_version(lease.version) is None:
                     continue  # the run went back to a checkpoint, so the lease is void
                 self.in_flight.enter(len(lease.tasks))
                 for task in lease.tasks:
-                    tasks.create_task(self._write(lease.round, version, task))
+                    tasks.create_task(self._write(lease.round, task))
 
-    async def _write(self, round_: RoundKey, version: int, task: Task) -> None:
+    async def _write(self, round_: RoundKey, task: Task) -> None:
         demonstration = task.demonstration
-        response, reference = await self._respond(demonstration, task.seed)
+        response, version, reference = await self._respond(demonstration, task.seed)
         self.generated_tokens += len(response.tokens)
+        await self.proven.wait()  # weights that fail the probe may have written some of it
         pair = SelfPlayPair(
             iteration=round_.iteration,
             prompt_id=demonstration.prompt_id,
@@ -90,23 +93,32 @@ class Generator:
             synthetic_tokens=response.tokens,
             finish_reason=response.finish_reason,
             version=version,
+            version_spans=response.version_spans,
             replica=task.replica,
             reference=reference,
         )
         self.outbox.put_nowait((round_, task.position, pair))
 
-    async def _respond(self, demonstration: Demonstration, seed: int) -> tuple["Response", list[float]]:
-        """A response y', and log p of y and y' under its weights if the learner asks for them."""
+    async def _respond(self, demonstration: Demonstration, seed: int) -> tuple["Response", int, list[float]]:
+        """A response y', its opponent's version, and log p of y and y' under it if the learner asks for them.
+
+        Where several versions wrote y', both are scored in full under the last of them, or a newer one that
+        came first: log-ratios are those of one model.
+        """
         prompt, real = demonstration.prompt_tokens, demonstration.response_tokens
         try:
             if self.config.learner.reference == "learner":
-                return await self.engine.generate(prompt, seed=seed), []
-            response, logprob = await asyncio.gather(
+                response = await self.engine.generate(prompt, seed=seed)
+                return response, response.version_spans[-1].version, []
+            response, (scores, version) = await asyncio.gather(
                 self.engine.generate(prompt, seed=seed, with_logprob=True),
-                self.engine.response_logprob(prompt, real),
+                self.engine.score(prompt, [real]),
             )
-            assert response.logprob is not None
-            return response, [logprob, response.logprob]
+            if {span.version for span in response.version_spans} == {version}:
+                assert response.logprob is not None
+                return response, version, [*scores, response.logprob]
+            scores, version = await self.engine.score(prompt, [real, response.tokens])
+            return response, version, scores
         finally:
             self.in_flight.leave()
 
@@ -128,6 +140,7 @@ class Generator:
         if await self.use_version(version) is None:
             return [[] for _ in prompts]  # nobody waits for them any more
         self.in_flight.enter(len(prompts))
+        self.answering.enter(len(prompts))
         responses = await asyncio.gather(*[self._answer(prompt) for prompt in prompts])
         return [response.tokens for response in responses]
 
@@ -135,32 +148,42 @@ class Generator:
         try:
             return await self.engine.generate(prompt, greedy=True)
         finally:
+            self.answering.leave()
             self.in_flight.leave()
 
     async def use_version(self, version: int | None) -> int | None:
         """Load weights `version`, or the newest if they are gone or `None`, unless they are in place.
 
-        Responses under way finish first. Returns the version in place; `None` if the one that was asked for
+        Responses under way finish first, or go on, by `generation.in_flight`; greedy answers always finish.
+        Returns the version in place; `None` if the one that was asked for
         is of no more use, as the run went back to a checkpoint.
         """
         # Not under the lock: who asks on behalf of a learner that died since may wait for ever.
         manifest = await self.store.get.remote(version)
         if manifest is None:
             return None
+        finish = self.in_flight if self.config.generation.in_flight == "finish" else self.answering
         async with self.updating:
+            if self.failure:
+                raise self.failure
             if self.serial != manifest.serial:
                 try:
                     await self.updates.prepare(manifest)
-                    await self.in_flight.at_most(0)
+                    await finish.at_most(0)
                     await self._load(manifest)
                 except WeightsLost:  # with the learner, which goes back to a checkpoint
                     return None
+                except Exception as error:
+                    self.failure = error
+                    raise
             return self.version
 
     async def _load(self, manifest: WeightManifest) -> None:
         self.serial = 0
+        self.proven.clear()
         loaded, update = await self.updates.load(manifest)
         self.version, self.serial = loaded.version, loaded.serial
+        self.proven.set()
         await self.controller.record_update.remote(update)
 
     async def heartbeat(self) -> dict[str, Any]:

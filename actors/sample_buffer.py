@@ -120,7 +120,7 @@ class SampleBuffer:
         chunk = ray.put([pair for _, pair in pairs])
         taken = self.initial if initial else self.restored_pairs
         for index, (key, pair) in enumerate(pairs):
-            taken[key] = StoredPair(chunk, index, pair.num_tokens, pair.version)
+            taken[key] = StoredPair(chunk, index, pair.num_tokens, pair.oldest_version)
 
     async def restored(self) -> None:
         """All pairs are there: open the round again, if one was."""
@@ -182,7 +182,7 @@ class SampleBuffer:
             if self.current is None or round_ != (self.attempt, self.current.round.iteration):
                 return
             for index, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
-                stored = StoredPair(chunk, index, pair.num_tokens, pair.version)
+                stored = StoredPair(chunk, index, pair.num_tokens, pair.oldest_version)
                 self.written_in_all += self.current.add(generator, position, stored)
             self.changed.notify_all()
 

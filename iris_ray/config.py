@@ -182,7 +182,8 @@ class Schedule(Section):
     """When the opponent is replaced: `iteration` freezes it until all its pairs are trained on; a number
     plays the online game, with a new opponent after so many optimiser steps."""
     max_staleness: int = Field(1, ge=0)
-    """Online, by how many versions a pair's opponent may lie behind the newest when it is trained on."""
+    """Online, by how many versions the oldest that wrote some of a response may lie behind the newest when
+    the pair is trained on."""
 
 
 class Autoscale(Section):
@@ -246,6 +247,9 @@ class Generation(Section):
     keeps it as its last token."""
     concurrency: int = Field(64, ge=1)
     """Responses that one engine writes at the same time."""
+    in_flight: Literal["finish", "continue", "resubmit"] = "finish"
+    """Responses under way when newer weights come: they `finish` first; or they `continue` with the new
+    weights and the keys and values that they have; or these are computed anew (`resubmit`)."""
     max_ahead: int = Field(2048, ge=1)
     """Pairs that may wait for the learner: a slow learner slows the generators."""
     kv_cache_gib: int = Field(1, ge=1)
@@ -465,6 +469,11 @@ class RunConfig(Section):
                     f"sync.transport ({self.sync.transport}) sends whole models. An adapter (model.lora) is "
                     "small: set sync.transport=object_store"
                 )
+        if self.model.lora and self.generation.in_flight != "finish":
+            raise ValueError(
+                f"generation.in_flight ({self.generation.in_flight}) does not go with model.lora: no "
+                "adapter can be replaced while responses use it. Set generation.in_flight=finish"
+            )
         if self.learner.reference == "generator" and self.generation.temperature != 1:
             raise ValueError(
                 f"learner.reference (generator) needs generation.temperature "

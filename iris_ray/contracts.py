@@ -1,7 +1,7 @@
 """What travels between the parts. Plain data: no torch, no Ray."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
 Order = Literal["pause", "resume", "checkpoint", "stop"]
@@ -17,15 +17,24 @@ class Demonstration:
     response_tokens: list[int]
 
 
+class VersionSpan(NamedTuple):
+    """Tokens of a response that one weights version wrote, one behind the other."""
+
+    version: int
+    tokens: int
+
+
 @dataclass(frozen=True)
 class SelfPlayPair:
     """An annotated response y beside the response y' that an opponent wrote to the same prompt.
 
     `synthetic_tokens` ends with the end token, or a text of `generation.stop`, when `finish_reason` is
-    `stop`; a response cut at the length limit (`length`) has none and is trained on as it is. `version` is
-    the opponent's weights version. `replica` counts the responses to the same prompt from 0.
-    `initial_tokens` is what the first model wrote, for objectives that compare with it; empty for all
-    others, and in the first iteration, where y' is that very response.
+    `stop`; a response cut at the length limit (`length`) has none and is trained on as it is.
+    `version_spans` are the weights versions that wrote it, in order; with `generation.in_flight: finish` it
+    is one. `version` is the opponent's, with which the pair is compared: the last of them, or a newer one
+    that came before the finished response was scored. `replica` counts the responses to the same prompt
+    from 0. `initial_tokens` is what the first model wrote, for objectives that compare with it; empty for
+    all others, and in the first iteration, where y' is that very response.
 
     `reference` holds log p of y and y' under the opponent at temperature 1, in nats, each summed over the
     response's tokens, the last one included and the prompt left out; empty where the learner computes them
@@ -39,9 +48,15 @@ class SelfPlayPair:
     synthetic_tokens: list[int]
     finish_reason: FinishReason
     version: int
+    version_spans: list[VersionSpan]
     initial_tokens: list[int] = field(default_factory=list)
     replica: int = 0
     reference: list[float] = field(default_factory=list)
+
+    @property
+    def oldest_version(self) -> int:
+        """What staleness counts from."""
+        return min(span.version for span in self.version_spans)
 
     @property
     def num_tokens(self) -> int:

@@ -15,7 +15,10 @@ from iris_ray.refresh import newest_version
 
 @dataclass(frozen=True)
 class StoredPair:
-    """Where a pair lies: item `index` of the list behind the object reference `chunk`."""
+    """Where a pair lies: item `index` of the list behind the object reference `chunk`.
+
+    `version` is the oldest that wrote some of it.
+    """
 
     chunk: Any
     index: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris_ray.contracts import SelfPlayPair
+from iris_ray.contracts import SelfPlayPair, VersionSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
     [
         ("iteration", pa.int32()),
         ("version", pa.int32()),
+        ("version_spans", pa.list_(pa.struct([(name, pa.int32()) for name in VersionSpan._fields]))),
         ("prompt_id", pa.int64()),
         ("prompt", pa.string()),
         ("real", pa.string()),
@@ -64,7 +65,8 @@ def read_pairs(path: Path) -> Iterator[tuple[int, SelfPlayPair]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROW_GROUP):
             for row in batch.to_pylist():
-                yield row.pop("position"), SelfPlayPair(**row)
+                spans = [VersionSpan(**span) for span in row.pop("version_spans")]
+                yield row.pop("position"), SelfPlayPair(**row, version_spans=spans)
 
 
 def _row(pair: SelfPlayPair, tokenizer: "PreTrainedTokenizerBase") -> dict:

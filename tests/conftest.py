@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from actors.environment import learner_environment
 from iris_ray.config import Learner, RunConfig
-from iris_ray.contracts import SelfPlayPair
+from iris_ray.contracts import SelfPlayPair, VersionSpan
 from iris_ray.gap import PairMeans
 
 if TYPE_CHECKING:
@@ -120,10 +120,12 @@ def make_pairs(count: int, seed: int) -> list[SelfPlayPair]:
     def tokens() -> list[int]:
         return rng.choices(range(1, VOCABULARY), k=rng.randint(2, 9))
 
-    return [
-        SelfPlayPair(1, i, tokens(), tokens(), tokens(), "length" if i % 3 == 2 else "stop", version=0)
-        for i in range(count)
-    ]
+    def pair(i: int) -> SelfPlayPair:
+        prompt, real, synthetic = tokens(), tokens(), tokens()
+        finish_reason = "length" if i % 3 == 2 else "stop"
+        return SelfPlayPair(1, i, prompt, real, synthetic, finish_reason, 0, [VersionSpan(0, len(synthetic))])
+
+    return [pair(i) for i in range(count)]
 
 
 def tiny_model(seed: int = 0) -> "Qwen2ForCausalLM":

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iris_ray.contracts import SelfPlayPair
+from iris_ray.contracts import SelfPlayPair, VersionSpan
 from iris_ray.learner.batch_rows import BatchRows, given_references
 from iris_ray.learner.round_tail import RoundTail
 from iris_ray.objectives import build_objective
@@ -14,8 +14,8 @@ from iris_ray.objectives import build_objective
 def batch_rows(step: int, present: int = 2) -> BatchRows:
     """Two pairs whose rewards follow from `step`; the second was cut and is no copy."""
     pairs = [
-        SelfPlayPair(1, 7, [1], [1] * 9, [1] * 9, "stop", 0),
-        SelfPlayPair(1, 2**40, [1], [1] * 19, [2] * 21, "length", 0, replica=3),
+        SelfPlayPair(1, 7, [1], [1] * 9, [1] * 9, "stop", 0, [VersionSpan(0, 9)]),
+        SelfPlayPair(1, 2**40, [1], [1] * 19, [2] * 21, "length", 0, [VersionSpan(0, 21)], replica=3),
     ]
     logprobs = torch.full((2, 3), torch.nan, dtype=torch.float64)
     references = logprobs.clone()
@@ -33,7 +33,7 @@ def test_rows_tell_prompts_lengths_cuts_and_copies():
 
 
 def test_references_that_pairs_bring():
-    pair = SelfPlayPair(1, 7, [1], [1], [2], "stop", 0, reference=[-1 / 3, -2.5])
+    pair = SelfPlayPair(1, 7, [1], [1], [2], "stop", 0, [VersionSpan(0, 1)], reference=[-1 / 3, -2.5])
     rows = given_references([pair, replace(pair, initial_tokens=[3], reference=[-1.0, -2.0, -3.0])])
     assert rows[0, :2].tolist() == [-1 / 3, -2.5]  # in float64, as they came
     assert rows[0, 2].isnan()

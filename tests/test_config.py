@@ -72,6 +72,11 @@ def test_an_unknown_setting_deep_inside_is_refused_with_those_there_are():
         ),
         ("generation", {"n": 0}, "generation.n: 0 does not fit: input should be greater than or equal to 1."),
         ("generation", {"top_k": -2}, "generation.top_k: -2 does not fit: input should be greater than or"),
+        (
+            "generation",
+            {"in_flight": "abort"},
+            "generation.in_flight: 'abort' does not fit: input should be 'finish', 'continue' or 'resubmit'",
+        ),
         ("generation", {"min_p": 1.5}, "generation.min_p: 1.5 does not fit: input should be less than or"),
         ("generation", {"stop": "END"}, "generation.stop: 'END' does not fit: input should be a valid list."),
         ("generation", {"stop": [""]}, "generation.stop.0: '' does not fit: string should have at least 1"),
@@ -140,6 +145,10 @@ def test_exactly_one_source(section, both):
         (
             {"generation": {"bind_cores": True, "num_cpus": 0.5}},
             "generation.bind_cores needs whole cores: generation.num_cpus is 0.5",
+        ),
+        (
+            {"generation": {"in_flight": "continue"}, "model": {"path": "a", "lora": {}}},
+            "generation.in_flight (continue) does not go with model.lora",
         ),
         ({"generation": {"max_ahead": 8}}, "max_ahead (8) must be at least learner.batch_size (64)"),
     ],

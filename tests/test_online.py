@@ -8,7 +8,7 @@ from conftest import made_model, metric_events
 
 from iris_ray import RunConfig, SelfPlay
 
-EVERY, BATCH, PROMPTS, ITERATIONS = 2, 24, 190, 3
+EVERY, BATCH, PROMPTS, ITERATIONS = 2, 24, 190, 2
 STEPS = 8  # an iteration: 7 batches of 24 and one of 22
 RECIPE = {
     "model": made_model(warmup_steps=60),
@@ -30,10 +30,12 @@ RECIPE = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+@pytest.fixture(scope="module", params=["finish", "continue"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     config = RunConfig.from_dict(
-        RECIPE | {"run": {"name": "online", "folder": str(tmp_path_factory.mktemp("runs"))}}
+        RECIPE
+        | {"run": {"name": "online", "folder": str(tmp_path_factory.mktemp("runs"))}}
+        | {"generation": RECIPE["generation"] | {"in_flight": request.param}}
     )
     return config.folder, SelfPlay(config).run()
 
@@ -59,11 +61,22 @@ def test_no_pair_was_staler_than_allowed_when_it_was_trained_on(run: tuple[Path,
     assert [entry["staleness_max"] for entry in summary["iterations"]] == [1] * ITERATIONS
     for iteration in range(1, ITERATIONS + 1):
         first = (iteration - 1) * STEPS // EVERY  # the version that opens the iteration
-        written = pq.read_table(folder / "samples" / f"iteration-{iteration:03d}.parquet")["version"]
-        versions = set(written.to_pylist())
+        pairs = pq.read_table(folder / "samples" / f"iteration-{iteration:03d}.parquet").to_pylist()
+        spans = [pair["version_spans"] for pair in pairs]
+        tokens = [sum(span["tokens"] for span in of_pair) for of_pair in spans]
+        assert tokens == [len(pair["synthetic_tokens"]) for pair in pairs]
+        versions = {span["version"] for of_pair in spans for span in of_pair}
         assert min(versions) == first
         assert max(versions) > first
         assert max(versions) < first + STEPS // EVERY
+
+
+def test_one_version_writes_a_response_unless_told_otherwise(run: tuple[Path, dict]) -> None:
+    folder, _ = run
+    pairs = [pair for path in folder.glob("samples/*.parquet") for pair in pq.read_table(path).to_pylist()]
+    crossed = [pair for pair in pairs if len(pair["version_spans"]) > 1]
+    assert len(pairs) == PROMPTS * ITERATIONS
+    assert not crossed or RunConfig.from_yaml(folder / "config.yaml").generation.in_flight == "continue"
 
 
 def test_right_after_a_refresh_the_two_engines_agree(run: tuple[Path, dict]) -> None:

@@ -48,7 +48,7 @@ def tiny_model(seed: int, tied: bool) -> Qwen2ForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=64,
+        max_position_embeddings=512,
         initializer_range=0.2,
         tie_word_embeddings=tied,
         bos_token_id=None,

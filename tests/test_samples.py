@@ -8,7 +8,7 @@ from conftest import make_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iris_ray.contracts import SelfPlayPair
+from iris_ray.contracts import SelfPlayPair, VersionSpan
 from iris_ray.samples import ROW_GROUP, read_pairs, write_pairs, write_samples
 
 NOT_SHOWN = ("initial_tokens", "replica", "reference")
@@ -23,6 +23,7 @@ pairs = st.builds(
     synthetic_tokens=tokens,
     finish_reason=st.sampled_from(["stop", "length"]),
     version=st.integers(0, 1000),
+    version_spans=st.lists(st.builds(VersionSpan, st.integers(0, 1000), st.integers(1, 99)), max_size=3),
     initial_tokens=tokens,
     replica=st.integers(0, 1000),
     reference=st.lists(st.floats(allow_nan=False), max_size=3),
@@ -50,7 +51,7 @@ def test_pairs_are_written_and_read_a_row_group_at_a_time(tmp_path, count):
     def numbered():
         for n in range(count):
             taken.append(n)
-            yield n, SelfPlayPair(1, n, [n], [n, n], [], "stop", 0)
+            yield n, SelfPlayPair(1, n, [n], [n, n], [], "stop", 0, [])
 
     path = tmp_path / "pairs.parquet"
     write_pairs(path, numbered())
@@ -71,4 +72,5 @@ def test_samples_read_back_as_written(tmp_path):
     for row, pair in zip(written, pairs, strict=True):
         texts = {name: str(getattr(pair, f"{name}_tokens")) for name in ("prompt", "real", "synthetic")}
         tokens = {name: value for name, value in vars(pair).items() if name not in NOT_SHOWN}
-        assert row == tokens | texts
+        spans = [{"version": 0, "tokens": len(pair.synthetic_tokens)}]
+        assert row == tokens | texts | {"version_spans": spans}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
-from iris_ray.contracts import SelfPlayPair
+from iris_ray.contracts import SelfPlayPair, VersionSpan
 
 DType = Literal["bf16", "fp32"]
 TORCH_NAMES: dict[DType, str] = {"bf16": "bfloat16", "fp32": "float32"}
@@ -61,8 +61,8 @@ class Workload:
             return [*tokens(self.response_tokens)[1:], END]
 
         def pair() -> SelfPlayPair:
-            return SelfPlayPair(
-                1, next(ids), tokens(self.prompt_tokens), response(), response(), "stop", version=0
-            )
+            prompt, real, synthetic = tokens(self.prompt_tokens), response(), response()
+            spans = [VersionSpan(0, len(synthetic))]
+            return SelfPlayPair(1, next(ids), prompt, real, synthetic, "stop", 0, spans)
 
         return [[pair() for _ in range(self.pairs)] for _ in range(steps)]

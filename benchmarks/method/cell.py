@@ -20,7 +20,7 @@ from benchmarks.method.methods import METHODS
 from benchmarks.method.truth import measure
 from benchmarks.method.worlds import END, PAIRS, World, build_world
 from iris_ray.config import RunConfig
-from iris_ray.contracts import Demonstration, SelfPlayPair
+from iris_ray.contracts import Demonstration, SelfPlayPair, VersionSpan
 from iris_ray.errors import IrisRayError
 from iris_ray.game import Game, Round
 from iris_ray.learner.round_tail import RoundTail
@@ -162,6 +162,7 @@ def _pair(item: Demonstration, response: list[int]) -> SelfPlayPair:
         synthetic_tokens=response,
         finish_reason="stop" if response[-1] == END else "length",
         version=0,
+        version_spans=[VersionSpan(0, len(response))],
     )
 
 

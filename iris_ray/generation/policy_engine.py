@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from iris_ray.config import RunConfig
-from iris_ray.contracts import FinishReason
+from iris_ray.contracts import FinishReason, VersionSpan
 from iris_ray.errors import EngineError
 from iris_ray.generation.shared_memory import shared_folder
 from iris_ray.generation.stop_tokens import single_tokens
@@ -36,12 +37,21 @@ LOGS = (
     "/tmp/ray/session_latest/logs on its node."
 )
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # settings that are called alike here and in vLLM
+# By `generation.in_flight`: vLLM's way to pause, and whether keys and values are cleared. Those of requests
+# that wait in the middle are computed anew when they go on.
+PAUSES: dict[str, tuple[PauseMode, bool]] = {
+    "finish": ("wait", True),
+    "continue": ("keep", False),
+    "resubmit": ("keep", True),
+}
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
 
 
 def engine_settings(config: RunConfig, model_path: str) -> dict[str, Any]:
     """What decides how vLLM computes, by the names of its engine arguments."""
     generation = config.generation
+    # Where responses stay under way for ever, as many places again let scores and the probe in.
+    places = generation.concurrency * (1 if generation.in_flight == "finish" else 2)
     return {
         "model": model_path,
         "skip_tokenizer_init": True,
@@ -52,7 +62,9 @@ def engine_settings(config: RunConfig, model_path: str) -> dict[str, Any]:
         # A prompt that is read in pieces makes vLLM rewind the request's seed, which kills the engine on
         # CPU ("CPU Generator does not use offset").
         "enable_chunked_prefill": generation.num_gpus > 0,
-        "max_num_seqs": generation.concurrency,
+        "max_num_seqs": places,
+        # With `continue` keys and values of old weights stay, and a later request must not find them.
+        "enable_prefix_caching": generation.in_flight != "continue",
         "gpu_memory_utilization": generation.gpu_memory_utilization,
         "enforce_eager": generation.enforce_eager,
         "tensor_parallel_size": generation.tensor_parallel,
@@ -63,10 +75,12 @@ def engine_settings(config: RunConfig, model_path: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Response:
     """Tokens of a response; it ends with the end token, or a text of `generation.stop`, unless it was cut
-    (`length`). `logprob` is the sum of log p over all of them, in nats, where it was asked for."""
+    (`length`). `logprob` is the sum of log p over all of them, in nats, each under the version that wrote it,
+    where it was asked for."""
 
     tokens: list[int]
     finish_reason: FinishReason
+    version_spans: list[VersionSpan]
     logprob: float | None = None
 
 
@@ -74,7 +88,7 @@ class PolicyEngine:
     """Token ids in, token ids out.
 
     With `load_format="dummy"` it starts on random weights: `load_weights` brings the real ones, the same
-    way as every later version. `auto` loads those of `model_path`.
+    way as every later version. `auto` loads those of `model_path`, as version 0.
 
     With `model.lora` it starts on the weights of `model_path`, which stay: `load_adapter` brings every
     version, the first one too. A model whose linear layers are not those of `model.lora.target_modules`
@@ -94,6 +108,9 @@ class PolicyEngine:
         self._request_ids = itertools.count()
         self._adapter: LoRARequest | None = None
         self._updating = self._half_updated = False
+        self._version = 0
+        finish = config.generation.in_flight == "finish"  # then those that wait may do so in the engine
+        self._room = nullcontext() if finish else asyncio.Semaphore(config.generation.concurrency)
         weights: dict[str, Any]
         if config.model.lora is None:
             weights = {"load_format": load_format, "weight_transfer_config": WeightTransferConfig(BACKEND)}
@@ -148,13 +165,25 @@ class PolicyEngine:
             skip_clone=True,  # nobody else holds them
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = (await self._request(prompt, parameters)).outputs[0]
-        return Response(list(output.token_ids), output.finish_reason, output.cumulative_logprob)
+        async with self._room:
+            output = (await self._request(prompt, parameters)).outputs[0]
+        spans = [
+            VersionSpan(_version(span.version), span.end - span.start) for span in output.weight_versions
+        ]
+        return Response(list(output.token_ids), output.finish_reason, spans, output.cumulative_logprob)
 
-    async def response_logprob(self, prompt: list[int], response: list[int]) -> float:
-        """log p(response | prompt), the sum over the response's tokens, in nats."""
-        (logprobs,) = await self.logprobs([prompt + response])
-        return sum(logprobs[-len(response) :])
+    async def score(self, prompt: list[int], responses: Sequence[list[int]]) -> tuple[list[float], int]:
+        """log p(response | prompt) of each, summed over its tokens, in nats, all under one weights version.
+
+        Returns that version, too. If the weights change meanwhile, all are scored again.
+        """
+        while True:
+            version = self._version
+            logprobs = await self.logprobs([prompt + response for response in responses])
+            if version == self._version:
+                break
+        pairs = zip(logprobs, responses, strict=True)
+        return [sum(tokens[-len(response) :]) for tokens, response in pairs], version
 
     async def logprobs(self, sequences: Sequence[list[int]]) -> list[list[float]]:
         """log p of every token but the first, in nats, for each token sequence."""
@@ -187,8 +216,9 @@ class PolicyEngine:
     ) -> float:
         """Put all weights in place: those that are ready, and the buckets' contents.
 
-        Returns how long the engine stood still, in s. If it raises, the engine goes on standing still until a
-        whole update succeeded. Cancelling it counts as such a failure.
+        What becomes of responses under way is said by `generation.in_flight`. Returns how long the engine
+        stood still, in s. If it raises, the engine goes on standing still until a whole update succeeded.
+        Cancelling it counts as such a failure.
         """
         await self._start_update()
         begin = time.monotonic()
@@ -199,6 +229,7 @@ class PolicyEngine:
             where = {"path": str(source)} if isinstance(source, Path) else {"sent": asdict(source)}
             await self._update(**where, tensors=[asdict(spec) for spec in tensors])
         await self._engine.finish_weight_update(weight_version=str(version))
+        self._version = version  # before anything is answered with it
         self._updating = self._half_updated = False
         await self._engine.resume_generation()
         return time.monotonic() - begin
@@ -214,9 +245,9 @@ class PolicyEngine:
         await self._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
 
     async def _pause(self) -> None:
-        # Keys and values of the old weights must not serve the new ones: clear the cache. What is under way
-        # ends first. `AsyncLLM.pause_generation` does the same and then sleeps for 20 ms.
-        await self._engine.engine_core.pause_scheduler_async(mode="wait", clear_cache=True)
+        mode, clear_cache = PAUSES[self.config.generation.in_flight]
+        # `AsyncLLM.pause_generation` does the same and then sleeps for 20 ms.
+        await self._engine.engine_core.pause_scheduler_async(mode=mode, clear_cache=clear_cache)
 
     async def load_adapter(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> float:
         """Replace the adapter, given under PEFT's names; returns how long the engine stood still, in s."""
@@ -229,6 +260,8 @@ class PolicyEngine:
             # vLLM counts from 1, and takes the same id for the same adapter.
             self._adapter = LoRARequest(f"version-{version}", version + 1, folder)
             await self._engine.add_lora(self._adapter)
+            await self._engine.update_weight_version(str(version))
+            self._version = version
             await self._engine.resume_generation()
             return time.monotonic() - begin
 
@@ -252,6 +285,11 @@ class PolicyEngine:
         except EngineDeadError:
             raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
         return final
+
+
+def _version(label: str) -> int:
+    """The weights version that vLLM calls `label`: it has its own name for those that it started on."""
+    return 0 if label == "default" else int(label)
 
 
 async def _each(buckets: Iterable[StagedBucket]) -> AsyncIterator[StagedBucket]:
