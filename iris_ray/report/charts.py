@@ -12,7 +12,7 @@ from iris_ray.report.decimation import decimate
 from iris_ray.report.history import History
 from iris_ray.report.panels import GRADIENT, Line, Panel, step_panels
 from iris_ray.report.rates import pairs_per_second
-from iris_ray.report.svg import ALARM, FAINT, GRID, REAL, drawing, inline_svg
+from iris_ray.report.svg import ALARM, FAINT, REAL, drawing, inline_svg
 
 WIDTH, HEIGHT = 4.2, 2.2  # inches
 MOST_BOUNDARIES = 40
@@ -81,7 +81,9 @@ def _steps(history: History, panel: Panel) -> Chart:
             axes.plot(skipped, np.zeros(len(skipped)), "|", color=ALARM, transform=axes.get_xaxis_transform())
         if panel is GRADIENT:
             limit = history.config.learner.max_grad_norm
-            axes.axhline(limit, color=FAINT, linewidth=1, linestyle=(0, (4, 2)), label=f"clipped at {limit:g}")
+            axes.axhline(
+                limit, color=FAINT, linewidth=1, linestyle=(0, (4, 2)), label=f"clipped at {limit:g}"
+            )
             norms = steps["grad_norm"][steps["grad_norm"] > 0]
             if len(norms) and norms.max() > STEEP * norms.min():
                 axes.set_yscale("log")
@@ -119,7 +121,9 @@ def _speed(history: History) -> Iterable[Chart]:
         mark_iterations(axes, history)
 
     label = f"Pairs per second: {_words(rates, '')}"
-    yield chart("Speed", "pairs per second", "of the learner, while it steps", "optimiser step", label, draw, "speed")
+    yield chart(
+        "Speed", "pairs per second", "of the learner, while it steps", "optimiser step", label, draw, "speed"
+    )
 
 
 def mark_iterations(axes: Axes, history: History) -> None:
@@ -131,5 +135,7 @@ def mark_iterations(axes: Axes, history: History) -> None:
 
 def _words(values: np.ndarray, label: str) -> str:
     finite = values[np.isfinite(values)]
-    extremes = f"first {finite[0]:.4g}, last {finite[-1]:.4g}, least {finite.min():.4g}, largest {finite.max():.4g}"
+    extremes = (
+        f"first {finite[0]:.4g}, last {finite[-1]:.4g}, least {finite.min():.4g}, largest {finite.max():.4g}"
+    )
     return f"{label} {extremes}".strip()

@@ -40,6 +40,17 @@ STEP_COLUMNS = (
     "staleness_max",
 )
 
+# Of an iteration.
+KNOWN_AT_THE_END = (
+    "exact_match",
+    "reward_real",
+    "reward_synthetic",
+    "seconds",
+    "pairs_per_s",
+    "generation_seconds",
+    "learner_waited_seconds",
+)
+
 
 @dataclass(frozen=True)
 class History:
@@ -84,9 +95,7 @@ class History:
     def _open(self, number: int) -> dict[str, Any]:
         steps = self.steps_of(number)
         alpha, gap, loss = (float(steps[name][-1]) for name in ("alpha", "gap", "loss"))
-        unknown = ("exact_match", "reward_real", "reward_synthetic", "seconds", "pairs_per_s")
-        unknown += ("generation_seconds", "learner_waited_seconds")
-        return dict.fromkeys(unknown) | {
+        return dict.fromkeys(KNOWN_AT_THE_END) | {
             "iteration": number,
             "alpha": alpha,
             "gap": gap,

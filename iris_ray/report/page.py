@@ -60,7 +60,10 @@ def _shading(history: History, pairs: ShownPairs | None, score: bool) -> dict[st
     if pairs is None:
         return {"shaded": None, "unshaded": ""}
     try:
-        return {"shaded": shade(history, [_group(prompt) for prompt in pairs.prompts], asked=score), "unshaded": ""}
+        return {
+            "shaded": shade(history, [_group(prompt) for prompt in pairs.prompts], asked=score),
+            "unshaded": "",
+        }
     except NotShadedError as reason:
         return {"shaded": None, "unshaded": str(reason)}
 

@@ -86,7 +86,7 @@ def shown_pairs(folder: RunFolder, most: int = SHOWN) -> ShownPairs | None:
     return ShownPairs(
         iterations=[iteration_of(path) for path in shown],
         counts={kind: len(mine) for kind, mine in places.items()},
-        prompts=[ShownPrompt(kind, parts) for kind, *parts in zip(names, *writings, strict=True)],
+        prompts=[ShownPrompt(kind, tuple(parts)) for kind, *parts in zip(names, *writings, strict=True)],
     )
 
 
@@ -106,7 +106,9 @@ def _common(ids: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def in_turn(groups: Sequence[np.ndarray], most: int) -> list[int]:
     """The first of each group, the second of each, and so on until there are `most`; sorted by group."""
-    ranked = [(rank, group) for group, members in enumerate(groups) for rank in range(min(most, len(members)))]
+    ranked = [
+        (rank, group) for group, members in enumerate(groups) for rank in range(min(most, len(members)))
+    ]
     taken = sorted(sorted(ranked)[:most], key=lambda place: (place[1], place[0]))
     return [int(groups[group][rank]) for rank, group in taken]
 

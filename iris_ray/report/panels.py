@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from iris_ray.report.history import History
-from iris_ray.report.svg import ALARM, REAL, SYNTHETIC, THIRD
+from iris_ray.report.svg import REAL, SYNTHETIC, THIRD
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ SAMPLE_SIZES = Panel(
     "Effective sample size",
     "responses",
     (
+        Line("pairs", "batch", THIRD),
         Line("ess_real", "annotated", REAL),
         Line("ess_synthetic", "synthetic", SYNTHETIC),
-        Line("pairs", "batch", THIRD),
     ),
     "how many responses carry the gradient of a step",
 )
@@ -86,5 +85,3 @@ def step_panels(history: History, has_order: bool) -> list[Panel]:
     if np.nanmax(steps["staleness_max"], initial=0) > 0 or history.config.schedule.refresh != "iteration":
         panels.append(STALENESS)
     return [panel for panel in panels if any(np.isfinite(steps[line.column]).any() for line in panel.lines)]
-
-

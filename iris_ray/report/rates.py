@@ -1,5 +1,7 @@
 """How fast pairs were trained on in the course of a run."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from iris_ray.report.history import History
@@ -19,7 +21,7 @@ def pairs_per_second(history: History) -> tuple[np.ndarray, np.ndarray]:
     for entry in history.iterations:
         steps = history.steps_of(entry["iteration"])
         ends = np.arange(0, len(steps["time"]), size)
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in pairwise(ends):
             seconds = steps["time"][end] - steps["time"][begin]
             if seconds > 0:
                 points.append(taken + end + 1)

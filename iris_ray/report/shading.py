@@ -54,8 +54,8 @@ class NotShadedError(Exception):
 def shade(history: History, groups: Sequence["PromptGroup"], *, asked: bool = False) -> list[list[Shaded]]:
     """Each response of each group, with log π(token) − log p(token) of final and start model, in nats.
 
-    Computed in float32 at temperature 1. Raises `NotShadedError` where the models are not at hand, and, unless
-    `asked`, where it would take long or run code that came with the model.
+    Computed in float32 at temperature 1. Raises `NotShadedError` where the models are not at hand, and,
+    unless `asked`, where it would take long or run code that came with the model.
     """
     start, final = _start_model(history), history.folder.final
     if start is None:

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -26,7 +27,7 @@ SHORTER = (
     (r"\s*\n\s*", " "),
     (r"> <", "><"),
 )
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "svg.fonttype": "none",  # text stays text

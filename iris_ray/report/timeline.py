@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -112,14 +113,12 @@ def _writing(history: History, clock: Clock) -> Iterator[Spell]:
 
 def _slow(times: list[float]) -> list[Spell]:
     """Steps that took `SLOW` times the median, without what a step takes."""
-    lengths = [after - before for before, after in zip(times, times[1:], strict=False)]
+    lengths = [after - before for before, after in pairwise(times)]
     if not lengths:
         return []
     usual = median(lengths)
     spells = [
-        Spell(before, after - usual)
-        for before, after in zip(times, times[1:], strict=False)
-        if after - before > SLOW * usual
+        Spell(before, after - usual) for before, after in pairwise(times) if after - before > SLOW * usual
     ]
     return sorted(spells, key=lambda spell: spell.begin - spell.end)[:MOST_SPELLS]
 
@@ -149,7 +148,15 @@ def timeline_svg(line: Timeline) -> Markup:
         _bars(axes, line.slow, 1, unit, ALARM, height=0.34)
         for lane, generator in enumerate(generators, 2):
             _bars(axes, line.alive.get(generator, []), lane, unit, THIRD, height=0.3, alpha=0.55)
-            _bars(axes, line.updates.get(generator, []), lane, unit, ALARM, height=0.62, shortest=0.0015 * line.seconds)
+            _bars(
+                axes,
+                line.updates.get(generator, []),
+                lane,
+                unit,
+                ALARM,
+                height=0.62,
+                shortest=0.0015 * line.seconds,
+            )
             deaths = [time / unit for time in line.deaths.get(generator, [])]
             axes.plot(deaths, [lane] * len(deaths), "X", color=INK, markersize=6, markeredgewidth=0)
         for time in line.resumes:
@@ -162,7 +169,10 @@ def timeline_svg(line: Timeline) -> Markup:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{name} since the first generator was ready")
         axes.spines["left"].set_visible(False)
-        label = f"Timeline of {line.seconds:.0f} s: when pairs were written, when the learner stepped, and each generator's life"
+        label = (
+            f"Timeline of {line.seconds:.0f} s: when pairs were written, when the learner stepped, and the "
+            f"lives of {len(generators)} generators"
+        )
         return inline_svg(figure, "timeline", label)
 
 
@@ -180,7 +190,9 @@ def _bars(
     axes.broken_barh(spans, (lane - height / 2, height), color=colour, alpha=alpha)
     for spell in spells:
         if spell.note and len(spells) <= 40:
-            axes.text(spell.begin / unit, lane, f" {spell.note}", va="center", color=PAPER, clip_on=True)
+            axes.text(
+                spell.begin / unit, lane, f" {spell.note}", va="center", color=PAPER, zorder=3, clip_on=True
+            )
 
 
 def _number(generator: str) -> tuple[int, str]:
