@@ -28,13 +28,14 @@ from iris_ray.gap import PairMeans
 from iris_ray.preparation import Prepared, prepare
 from iris_ray.records import Records
 from iris_ray.report import rewrite_report, write_comparison, write_report
-from iris_ray.report.comparison import differences, distinct_names, shared_prompts
+from iris_ray.report.comparison import differences, distinct_names
 from iris_ray.report.decimation import decimate
 from iris_ray.report.history import History, read_history
 from iris_ray.report.page import run_page
 from iris_ray.report.pairs_shown import in_turn, shown_pairs
 from iris_ray.report.rates import pairs_per_second
 from iris_ray.report.shading import MOST_PIECES, NotShadedError, Piece, shade
+from iris_ray.report.shared_prompts import shared_prompts
 from iris_ray.report.timeline import Spell, timeline
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
@@ -341,7 +342,7 @@ def test_a_run_that_goes_on(begun):
     assert "1 of 2 iterations" in text
     assert "25.0% → 50.0%" in text
     assert "2 (open) 1.500 0.5 −0.25 – – – 8 2 1" in text
-    assert "red marks: steps skipped" in text
+    assert "marks at the bottom: steps skipped" in text
 
 
 def test_a_run_without_evaluation_and_without_an_order(tmp_path):
@@ -743,12 +744,15 @@ def test_only_settings_that_differ_are_listed(finished, second):
 
 def test_the_same_prompts_are_shown_of_all_runs(finished, second):
     histories = [read_history(folder) for folder in (finished, second)]
-    shown = shared_prompts(histories, 4)
-    assert len(shown) == 4
-    for prompt in shown:
+    shared = shared_prompts(histories, 4)
+    assert shared is not None
+    met = sum(number % 3 != 0 for number in range(PROMPTS))
+    assert (shared.count, shared.met) == (PROMPTS, [met, met])
+    assert len(shared.shown) == 4
+    for prompt in shared.shown:
         assert {writing.prompt for writing in prompt.written} == {prompt.prompt}
         assert [writing.iteration for writing in prompt.written] == [2, 2]
-    assert {prompt.real == prompt.written[0].synthetic for prompt in shown} == {True, False}
+    assert {prompt.real == prompt.written[0].synthetic for prompt in shared.shown} == {True, False}
 
 
 def test_runs_without_common_prompts_say_so(finished, begun, tmp_path):

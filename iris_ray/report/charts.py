@@ -1,7 +1,7 @@
 """The curves of one run, small charts of one width."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -10,14 +10,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from iris_ray.report.decimation import decimate
 from iris_ray.report.history import History
-from iris_ray.report.panels import GRADIENT, Line, Panel, step_panels
+from iris_ray.report.panels import GRADIENT, LOSS, Line, Panel, step_panels
 from iris_ray.report.rates import pairs_per_second
 from iris_ray.report.svg import ALARM, FAINT, REAL, drawing, inline_svg
 
 WIDTH, HEIGHT = 4.2, 2.2  # inches
 MOST_BOUNDARIES = 40
-STEEP = 30  # a gradient norm that ranges over this factor is drawn on a logarithmic scale
-SKIPPED = "red marks: steps skipped, as loss or gradient was not finite"
+STEEP = 30  # the factor over which values must range for a logarithmic scale
+SKIPPED = "marks at the bottom: steps skipped, as loss or gradient was not finite"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _exact_match(history: History) -> Chart:
 
     def draw(axes: Axes) -> None:
         axes.plot(steps, scores, color=REAL, marker="o", markersize=4, markeredgewidth=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        percent_axis(axes)
         mark_iterations(axes, history)
 
     label = f"Exact match from {scores[0]:.1%} to {scores[-1]:.1%}, best {scores.max():.1%}"
@@ -72,7 +72,7 @@ def _exact_match(history: History) -> Chart:
 def _steps(history: History, panel: Panel) -> Chart:
     steps = history.steps
     lines = [line for line in panel.lines if np.isfinite(steps[line.column]).any()]
-    skipped = np.flatnonzero(steps["skipped"] == 1) + 1 if panel.title in ("Loss", "Gradient norm") else ()
+    skipped = np.flatnonzero(steps["skipped"] == 1) + 1 if panel in (LOSS, GRADIENT) else ()
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -84,16 +84,13 @@ def _steps(history: History, panel: Panel) -> Chart:
             axes.axhline(
                 limit, color=FAINT, linewidth=1, linestyle=(0, (4, 2)), label=f"clipped at {limit:g}"
             )
-            norms = steps["grad_norm"][steps["grad_norm"] > 0]
-            if len(norms) and norms.max() > STEEP * norms.min():
-                axes.set_yscale("log")
+            steep_axis(axes, steps["grad_norm"])
         mark_iterations(axes, history)
 
-    if len(skipped):
-        panel = replace(panel, note="; ".join(filter(None, [panel.note, SKIPPED])))
+    note = SKIPPED if len(skipped) else panel.note
     label = f"{panel.title}: " + "; ".join(_words(steps[line.column], line.label) for line in lines)
     name = "-".join("".join(c if c.isalnum() else " " for c in panel.title.lower()).split())
-    return chart(panel.title, panel.unit, panel.note, "optimiser step", label, draw, name)
+    return chart(panel.title, panel.unit, note, "optimiser step", label, draw, name)
 
 
 def _draw_line(axes: Axes, history: History, line: Line) -> None:
@@ -124,6 +121,17 @@ def _speed(history: History) -> Iterable[Chart]:
     yield chart(
         "Speed", "pairs per second", "of the learner, while it steps", "optimiser step", label, draw, "speed"
     )
+
+
+def percent_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+
+
+def steep_axis(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic scale, if `values` range far."""
+    positive = values[values > 0]
+    if len(positive) and positive.max() > STEEP * positive.min():
+        axes.set_yscale("log")
 
 
 def mark_iterations(axes: Axes, history: History) -> None:

@@ -15,7 +15,8 @@ from iris_ray.report.history import History
 from iris_ray.report.pairs_shown import ShownPairs, ShownPrompt, shown_pairs
 from iris_ray.report.shading import LEVELS, NotShadedError, shade
 from iris_ray.report.templating import render
-from iris_ray.report.timeline import timeline, timeline_svg
+from iris_ray.report.timeline import timeline
+from iris_ray.report.timeline_picture import timeline_svg
 from iris_ray.report.waiting import waiting
 from iris_ray.versions import versions
 from iris_ray.weights.parity import TOLERANCE

@@ -34,10 +34,10 @@ def render(template: str, **values: Any) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """With so many digits that count, in groups of three; whole numbers in full."""
+    """With so many digits that count; whole numbers and large ones in full, in groups of three."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NONE
-    if isinstance(value, int) or (value.is_integer() and abs(value) >= 10**digits):
+    if isinstance(value, int) or 10**digits <= abs(value) < 1e15:
         return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
 
