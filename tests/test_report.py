@@ -153,6 +153,15 @@ def whole_run(root: Path, name: str, prepared: Prepared | None = None, **section
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> RunFolder:
     """Not to be written to."""
@@ -691,12 +700,21 @@ def test_without_models_the_page_says_so(begun, finished):
     play(records, 1)
     archive = finished.samples / "iteration-001.parquet"
     (folder.samples / archive.name).write_bytes(archive.read_bytes())
-    assert "is not on this machine" in words(run_page(read_history(folder)))
+    assert "the start model is no longer in the run folder" in words(run_page(read_history(folder)))
     folder.start.mkdir()
     assert "there is no final model yet" in words(run_page(read_history(folder)))
     folder.final.mkdir()
     (folder.final / "config.json").write_text("{}")
     assert "the models could not be scored with" in words(run_page(read_history(folder)))
+
+
+def test_a_start_model_of_the_hub_is_not_fetched(finished, tmp_path):
+    model = {"path": "nobody/nothing-at-all", "scratch": None, "dtype": "float32"}
+    folder = RunFolder(tmp_path)
+    folder.final = finished.final
+    history = replace(read_history(finished), folder=folder, config=config_of(tmp_path, "x", model=model))
+    with pytest.raises(NotShadedError, match="the models could not be scored with"):
+        shade(history, groups_of(finished))
 
 
 # Several runs

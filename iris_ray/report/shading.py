@@ -59,7 +59,7 @@ def shade(history: History, groups: Sequence["PromptGroup"], *, asked: bool = Fa
     """
     start, final = _start_model(history), history.folder.final
     if start is None:
-        raise NotShadedError(f"the start model {history.config.model.path} is not on this machine.")
+        raise NotShadedError("the start model is no longer in the run folder.")
     if not (final / "config.json").exists():
         raise NotShadedError("there is no final model yet.")
     tokens = sum(len(group.prompt) + sum(map(len, group.responses)) for group in groups)
@@ -87,11 +87,10 @@ def shade(history: History, groups: Sequence["PromptGroup"], *, asked: bool = Fa
         raise NotShadedError(f"the models could not be scored with: {first_line(error)}") from error
 
 
-def _start_model(history: History) -> Path | None:
-    made, given = history.folder.start, history.config.model.path
-    if made.is_dir():
-        return made
-    return Path(given) if given and Path(given).is_dir() else None
+def _start_model(history: History) -> str | None:
+    """Its folder, or its name on the hub; `None` if it was made for the run and is gone."""
+    made = history.folder.start
+    return str(made) if made.is_dir() else history.config.model.path
 
 
 def _tokenizer(history: History) -> "PreTrainedTokenizerBase":
@@ -102,7 +101,7 @@ def _tokenizer(history: History) -> "PreTrainedTokenizerBase":
     )
 
 
-def _logprobs(path: Path, groups: Sequence["PromptGroup"], history: History) -> list[list[list[float]]]:
+def _logprobs(path: str | Path, groups: Sequence["PromptGroup"], history: History) -> list[list[list[float]]]:
     """log p of each token of each response of each group under the model in `path`, in nats."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -110,7 +109,10 @@ def _logprobs(path: Path, groups: Sequence["PromptGroup"], history: History) -> 
     from iris_ray.learner.sequence_scorer import SequenceScorer
 
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, trust_remote_code=history.config.model.trust_remote_code
+        path,
+        dtype=torch.float32,
+        trust_remote_code=history.config.model.trust_remote_code,
+        local_files_only=True,  # a page is no reason to fetch a model
     )
     scorer = SequenceScorer.fastest(model.eval(), history.config.max_length)
     found = []
