@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -700,7 +702,9 @@ def test_without_models_the_page_says_so(begun, finished):
     play(records, 1)
     archive = finished.samples / "iteration-001.parquet"
     (folder.samples / archive.name).write_bytes(archive.read_bytes())
-    assert "the start model is no longer in the run folder" in words(run_page(read_history(folder)))
+    assert "the start model that was made for the run is not on this machine" in words(
+        run_page(read_history(folder))
+    )
     folder.start.mkdir()
     assert "there is no final model yet" in words(run_page(read_history(folder)))
     folder.final.mkdir()
@@ -708,13 +712,20 @@ def test_without_models_the_page_says_so(begun, finished):
     assert "the models could not be scored with" in words(run_page(read_history(folder)))
 
 
-def test_a_start_model_of_the_hub_is_not_fetched(finished, tmp_path):
-    model = {"path": "nobody/nothing-at-all", "scratch": None, "dtype": "float32"}
+def test_a_start_model_of_the_hub_is_taken_from_the_cache(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    model = {"path": "somebody/something", "scratch": None, "dtype": "float32"}
     folder = RunFolder(tmp_path)
     folder.final = finished.final
     history = replace(read_history(finished), folder=folder, config=config_of(tmp_path, "x", model=model))
-    with pytest.raises(NotShadedError, match="the models could not be scored with"):
-        shade(history, groups_of(finished))
+    groups = groups_of(finished)
+    with pytest.raises(NotShadedError, match="the start model somebody/something is not on this machine"):
+        shade(history, groups)
+    cached = tmp_path / "cache" / "models--somebody--something"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1" * 40)
+    shutil.copytree(finished.start, cached / "snapshots" / ("1" * 40))
+    assert shade(history, groups) == shade(read_history(finished), groups)
 
 
 # Several runs

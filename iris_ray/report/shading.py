@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
 from iris_ray.errors import first_line
 from iris_ray.report.history import History
 
@@ -59,7 +62,8 @@ def shade(history: History, groups: Sequence["PromptGroup"], *, asked: bool = Fa
     """
     start, final = _start_model(history), history.folder.final
     if start is None:
-        raise NotShadedError("the start model is no longer in the run folder.")
+        which = history.config.model.path or "that was made for the run"
+        raise NotShadedError(f"the start model {which} is not on this machine.")
     if not (final / "config.json").exists():
         raise NotShadedError("there is no final model yet.")
     tokens = sum(len(group.prompt) + sum(map(len, group.responses)) for group in groups)
@@ -87,10 +91,17 @@ def shade(history: History, groups: Sequence["PromptGroup"], *, asked: bool = Fa
         raise NotShadedError(f"the models could not be scored with: {first_line(error)}") from error
 
 
-def _start_model(history: History) -> str | None:
-    """Its folder, or its name on the hub; `None` if it was made for the run and is gone."""
-    made = history.folder.start
-    return str(made) if made.is_dir() else history.config.model.path
+def _start_model(history: History) -> Path | None:
+    """Its folder, be it that of the hub's cache: a page is no reason to fetch a model."""
+    made, given = history.folder.start, history.config.model.path
+    if made.is_dir():
+        return made
+    if given is None or Path(given).is_dir():
+        return Path(given) if given else None
+    try:
+        return Path(snapshot_download(given, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def _tokenizer(history: History) -> "PreTrainedTokenizerBase":
@@ -101,7 +112,7 @@ def _tokenizer(history: History) -> "PreTrainedTokenizerBase":
     )
 
 
-def _logprobs(path: str | Path, groups: Sequence["PromptGroup"], history: History) -> list[list[list[float]]]:
+def _logprobs(path: Path, groups: Sequence["PromptGroup"], history: History) -> list[list[list[float]]]:
     """log p of each token of each response of each group under the model in `path`, in nats."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -109,10 +120,7 @@ def _logprobs(path: str | Path, groups: Sequence["PromptGroup"], history: Histor
     from iris_ray.learner.sequence_scorer import SequenceScorer
 
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.float32,
-        trust_remote_code=history.config.model.trust_remote_code,
-        local_files_only=True,  # a page is no reason to fetch a model
+        path, dtype=torch.float32, trust_remote_code=history.config.model.trust_remote_code
     )
     scorer = SequenceScorer.fastest(model.eval(), history.config.max_length)
     found = []
