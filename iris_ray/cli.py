@@ -98,6 +98,32 @@ def export(
     console.print(how, highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: iris-ray report runs/demo runs/space")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folder of a run, or of several.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="By default report.html in the run's folder, or comparison.html here for several runs.",
+        ),
+    ] = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="Shade sample pairs by log-ratio however large the model is.")
+    ] = False,
+) -> None:
+    """Write the page of a run, also while it goes on, or one that compares several runs."""
+    from iris_ray.report import rewrite_report, write_comparison
+
+    if len(runs) == 1:
+        page = rewrite_report(runs[0], out, score=score)
+    elif score:
+        raise ConfigError("--score: shades the pairs of one run. Name one run, or leave --score out.")
+    else:
+        page = write_comparison(runs, out or Path("comparison.html"))
+    console.print(f"The page lies in {page}", highlight=False, soft_wrap=True)
+
+
 def _print_plan(config: RunConfig) -> None:
     from iris_ray.preparation import check_names, prepare
     from iris_ray.resources import GIB, needs
@@ -129,7 +155,7 @@ def _print_next_steps(config: RunConfig, recipe: Path, overrides: list[str]) -> 
         "  final/         the model, in Hugging Face format\n"
         "  samples/       the written pairs\n"
         "  metrics.jsonl  every step\n"
-        "  report.html    this table and the settings\n"
+        "  report.html    all of it as a page\n"
         "What to try next:\n"
         f"  another seed    {again} --set run.name=seed-1 --set run.seed=1\n"
         f"  two generators  {again} --set run.name=two --set generation.count=2\n"

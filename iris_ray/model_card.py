@@ -10,8 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from iris_ray.config import RunConfig
 from iris_ray.data.report import DataReport
-from iris_ray.errors import ConfigError
-from iris_ray.plugins import configured_objective
+from iris_ray.plugins import objective_has_order
 from iris_ray.report import share
 from iris_ray.versions import versions
 
@@ -67,20 +66,21 @@ def write_model_card(
         f"{what} {start} by self-play fine-tuning with iris-ray: in each iteration it was trained against "
         f"a frozen copy of itself, its opponent. This is {which} of run `{config.run.name}`."
     )
-    has_order = _has_order(config)
+    has_order = objective_has_order(config)
     card = ModelCard.from_template(
         card_data,
         template_str=TEMPLATE,
         title=config.run.name,
         text=text,
-        settings=_table([("setting", "value"), *_settings(config, data, has_order)]),
+        settings=_table([("setting", "value"), *key_settings(config, data, has_order), _versions()]),
         gap_per={"token": "response token", "sequence": "response"}[config.alpha.gap_per],
         history=_table(_history(history, has_order)),
     )
     card.save(folder / "README.md")
 
 
-def _settings(config: RunConfig, data: DataReport | None, has_order: bool) -> Iterable[tuple[str, str]]:
+def key_settings(config: RunConfig, data: DataReport | None, has_order: bool) -> Iterable[tuple[str, str]]:
+    """What a result depends on most, in words; code stands in backticks."""
     model, learner, schedule, alpha = config.model, config.learner, config.schedule, config.alpha
     if model.scratch:
         made = f"{model.scratch.layers} layers, width {model.scratch.hidden_size}, warmed up by SFT"
@@ -119,7 +119,10 @@ def _settings(config: RunConfig, data: DataReport | None, has_order: bool) -> It
     yield "batch", f"{learner.batch_size} pairs"
     yield "precision", f"{model.dtype}, optimiser in float32"
     yield "seed", str(config.run.seed)
-    yield "versions", ", ".join(f"{package} {version}" for package, version in versions().items())
+
+
+def _versions() -> tuple[str, str]:
+    return "versions", ", ".join(f"{package} {version}" for package, version in versions().items())
 
 
 def _history(history: Mapping[str, Any], has_order: bool) -> Iterable[tuple[str, ...]]:
@@ -146,10 +149,3 @@ def _hub_name(path: str | None) -> str | None:
     except HFValidationError:
         return None
     return path
-
-
-def _has_order(config: RunConfig) -> bool:
-    try:
-        return configured_objective(config).has_order
-    except ConfigError:  # a plug-in's, and not on this machine
-        return True

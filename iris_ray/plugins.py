@@ -25,3 +25,11 @@ def configured_objective(config: RunConfig) -> Objective:
     """The run's objective, be it a plug-in's. Raises `ConfigError` if there is none or an option is wrong."""
     load_plugins(config)
     return build_objective(config.objective.name, **config.objective.options)
+
+
+def objective_has_order(config: RunConfig) -> bool:
+    """Whether α means anything to the run's objective; true of a plug-in's that is not on this machine."""
+    try:
+        return configured_objective(config).has_order
+    except ConfigError:
+        return True

@@ -1,15 +1,11 @@
-"""The run's result as a page and as a table."""
+"""The run's result as a table on the console."""
 
-import io
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from iris_ray.config import RunConfig
 from iris_ray.objectives import build_objective
-from iris_ray.run_folder import RunFolder
 
 
 def results_table(summary: dict[str, Any]) -> Table:
@@ -38,14 +34,3 @@ def results_table(summary: dict[str, Any]) -> Table:
 
 def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
-
-
-def write_report(folder: RunFolder, config: RunConfig, summary: dict[str, Any]) -> None:
-    """Write report.html: the table and the configuration, self-contained."""
-    console = Console(record=True, file=io.StringIO(), width=100)
-    console.print(results_table(summary))
-    for part in ("warnings", "sync", "ledger", "throughput", "versions", "error"):
-        if summary.get(part):
-            console.print(f"\n[bold]{part}[/bold]", summary[part])
-    console.print("\n[bold]configuration[/bold]\n" + config.to_yaml(), highlight=False)
-    console.save_html(str(folder.report))
