@@ -35,6 +35,7 @@ class Checkpoints:
         self.rank = rank
         self.resume_from = resume_from
         owner = f"{RunFolder(rank.config.folder).path} {rank.rank}"
+        self.newest = ""
         self.prefix = f"iris-ray-checkpoint-{zlib.crc32(owner.encode()):08x}-"
         # A rank that was killed while it wrote one leaves it behind.
         for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):
@@ -52,12 +53,15 @@ class Checkpoints:
             if between
             else newest_version(progress.round, progress.step, self.rank.refresh_every)
         )
+        iteration = progress.round.iteration
+        name = f"iteration-{iteration:03d}" + ("" if between else f"-step-{progress.step:05d}")
+        if name == self.newest:
+            return  # ordered twice, or where one was due
         folder = Path(tempfile.mkdtemp(prefix=self.prefix))
         plain = save_learner(self.rank.learner, None if between else progress, folder)
         actors = self._save_actors(folder) if self.rank.rank == 0 else {}
         files: list[Any] = [None] * self.rank.ranks
         dist.all_gather_object(files, [(path.name, path.stat().st_size) for path in folder.iterdir()])
-        iteration = progress.round.iteration
         where = {"iteration": iteration, "step": 0 if between else progress.step}
         if self.rank.rank == 0:
             state = where | {"between": between, "version": version, "learner": plain} | actors
@@ -65,11 +69,13 @@ class Checkpoints:
         ray.train.report(
             {"version": version},
             checkpoint=Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"iteration-{iteration:03d}"
-            + ("" if between else f"-step-{progress.step:05d}"),
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
+        self.newest = name
+        if self.rank.rank == 0:
+            self.rank.controller.record_checkpoint.remote(name)
 
     def restore(self) -> tuple[int, RoundProgress | None]:
         """Bring learner and actors to the last checkpoint, or to the beginning if there is none.
@@ -84,6 +90,7 @@ class Checkpoints:
                 self._restore_actors(None, Path())
             dist.barrier()
             return 0, None
+        self.newest = Path(checkpoint.path).name
         with checkpoint.as_directory() as name:
             folder = Path(name)
             state = read_state(folder)

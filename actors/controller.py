@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from actors import names
 from iris_ray.config import RunConfig
-from iris_ray.contracts import StepReport, Update
+from iris_ray.contracts import Order, StepReport, Update
 from iris_ray.data.prepare import load_split
 from iris_ray.evaluation import exact_match
 from iris_ray.game import Game, Round
@@ -41,6 +41,11 @@ class Controller:
         self.beside_training: asyncio.Future[Any] | None = None
         self.failure: Exception | None = None
         self.learner_starts: list[dict[str, int]] = []
+        self.orders: list[Order] = []
+        self.ordered = asyncio.Condition()
+        self.obeyed = 0
+        self.stopped = False
+        self.last_checkpoint: str | None = None
         # A run begins with empty records, whatever an earlier attempt left in the folder.
         self.beginning = self.state() | {"records": self.records.state_dict() | {"metrics_bytes": 0}}
 
@@ -60,6 +65,52 @@ class Controller:
         if goes_back:
             self.records.load_state_dict(state["records"])
         self.learner_starts.append(self.records.where())
+
+    async def order(self, order: Order) -> int:
+        """Have the learner do something before its next step; returns the order's number, from 0."""
+        if order in ("pause", "resume"):
+            buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
+            await buffer.pause.remote(order == "pause")
+        async with self.ordered:
+            self.orders.append(order)
+            self.ordered.notify_all()
+            return len(self.orders) - 1
+
+    async def wait_obeyed(self, number: int) -> dict[str, Any]:
+        """Wait until the learner has done order `number`; returns the status by then."""
+        async with self.ordered:
+            await self.ordered.wait_for(lambda: self.obeyed > number)
+            return self.status()
+
+    async def next_order(self, number: int) -> Order:
+        """Wait for order `number`."""
+        async with self.ordered:
+            await self.ordered.wait_for(lambda: len(self.orders) > number)
+            return self.orders[number]
+
+    async def standing_orders(self) -> tuple[int, bool]:
+        """How many orders were obeyed, and whether the run is paused: where a new learner begins."""
+        return self.obeyed, self.paused
+
+    async def record_obeyed(self) -> None:
+        async with self.ordered:
+            self.obeyed += 1
+            self.ordered.notify_all()
+
+    @property
+    def paused(self) -> bool:
+        pauses = [order for order in self.orders[: self.obeyed] if order in ("pause", "resume")]
+        return pauses[-1:] == ["pause"]
+
+    async def planned_iterations(self) -> int:
+        return self.config.schedule.iterations
+
+    async def record_stop(self) -> None:
+        """The learner stopped, as it was asked to."""
+        self.stopped = True
+
+    async def record_checkpoint(self, name: str) -> None:
+        self.last_checkpoint = name
 
     def record_failure(self, error: Exception) -> None:
         """The learner found something that only a user can mend."""
@@ -142,8 +193,15 @@ class Controller:
         """A generator is `ready`, `died`, was `drained` or `finished`."""
         self.records.generator(name, event, reason)
 
-    def status(self) -> dict:
-        return self.records.status() | {"failure": self.failure, "learner_starts": self.learner_starts}
+    def status(self) -> dict[str, Any]:
+        return self.records.status() | {
+            "failure": self.failure,
+            "learner_starts": self.learner_starts,
+            "paused": self.paused,
+            "stopping": "stop" in self.orders,
+            "stopped": self.stopped,
+            "last_checkpoint": self.last_checkpoint,
+        }
 
     def summary(self) -> dict:
         return self.records.summary()

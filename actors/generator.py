@@ -12,6 +12,7 @@ from actors.sample_buffer import RoundKey, Task
 from actors.weight_updates import WeightUpdates
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration, SelfPlayPair
+from iris_ray.generation.cores import OwnCores
 from iris_ray.generation.in_flight import InFlight
 from iris_ray.weights.manifest import WeightManifest, WeightsLost
 
@@ -49,8 +50,10 @@ class Generator:
         """Start the engine, load the newest weights, pass the probe: only then is it ready."""
         from iris_ray.generation.policy_engine import PolicyEngine
 
+        if self.config.generation.bind_cores:
+            self.cores = OwnCores(int(self.config.generation.num_cpus))
         self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id)
-        self.updates = WeightUpdates(self.config, self.engine, self.name)
+        self.updates = WeightUpdates(self.config, self.engine, self.name, self.store)
         while await self.use_version(None) is None:
             pass  # the learner that published them is gone; the next one publishes anew
 
@@ -178,8 +181,8 @@ class Generator:
     async def _load(self, manifest: WeightManifest) -> None:
         self.serial = 0
         self.proven.clear()
-        update = await self.updates.load(manifest)
-        self.version, self.serial = manifest.version, manifest.serial
+        loaded, update = await self.updates.load(manifest)
+        self.version, self.serial = loaded.version, loaded.serial
         self.proven.set()
         await self.controller.record_update.remote(update)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,16 +23,19 @@ POLL_S = 0.2
 HEARTBEAT_S = 1.0
 LEAVE_TIMEOUT_S = 30
 
-State = Literal["waiting", "starting", "ready", "draining"]
+RATE_BEATS = 10  # heartbeats that tokens per second are counted over
+
+State = Literal["starting", "ready", "draining", "failed"]
 
 
 @dataclass(eq=False)
 class Member:
-    """A generator: `waiting` for resources, `starting`, `ready` or `draining`."""
+    """A generator, which is `placed` once there are resources for it."""
 
     name: str
     handle: ActorHandle
-    state: State = "waiting"
+    state: State = "starting"
+    placed: bool = False
     life: asyncio.Task[None] = field(init=False)
     ready_since: float = float("inf")
     drain_until: float = float("inf")
@@ -39,11 +43,25 @@ class Member:
     beat: dict[str, Any] = field(
         default_factory=lambda: {"version": None, "generated_tokens": 0, "busy_seconds": 0.0}
     )
+    counts: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_BEATS))
+
+    def take(self, beat: dict[str, Any]) -> None:
+        self.beat = beat
+        self.counts.append((time.monotonic(), beat["generated_tokens"]))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Over the last heartbeats."""
+        if len(self.counts) < 2:
+            return 0.0
+        (begin, first), (end, last) = self.counts[0], self.counts[-1]
+        return (last - first) / (end - begin)
 
     @property
     def status(self) -> dict[str, Any]:
         ready = max(time.monotonic() - self.ready_since, 0.0)
-        return {"name": self.name, "state": self.state, "ready_seconds": ready} | self.beat
+        told = {"name": self.name, "state": self.state, "placed": self.placed, "ready_seconds": ready}
+        return told | self.beat | {"tokens_per_s": self.tokens_per_s}
 
 
 @ray.remote(num_cpus=0)
@@ -61,6 +79,7 @@ class GeneratorPool:
         self.end_token_id = end_token_id
         self.buffer = names.find(config.run.name, names.SAMPLE_BUFFER)
         self.controller = names.find(config.run.name, names.CONTROLLER)
+        self.store = names.find(config.run.name, names.WEIGHT_STORE)
         self.wanted = config.generation.count
         self.members: dict[str, Member] = {}
         self.started = 0
@@ -81,7 +100,7 @@ class GeneratorPool:
                 self._balance(tasks)
                 await asyncio.sleep(POLL_S)
             for member in self.members.values():
-                if member.state in ("waiting", "starting"):  # the others end by themselves
+                if member.state == "starting":  # the others end by themselves
                     member.life.cancel()
 
     async def scale(self, count: int) -> None:
@@ -149,7 +168,7 @@ class GeneratorPool:
 
     def _balance(self, tasks: asyncio.TaskGroup) -> None:
         """Start generators or have some leave until there are as many as wanted."""
-        staying = [member for member in self.members.values() if member.state != "draining"]
+        staying = [m for m in self.members.values() if m.state not in ("draining", "failed")]
         if len(staying) < self.wanted and time.monotonic() >= self.not_before:
             for _ in range(self.wanted - len(staying)):
                 self._start(tasks)
@@ -195,8 +214,10 @@ class GeneratorPool:
             if reason is None or (not self.proven and is_parity_error(error)):
                 raise  # a user has to mend it: where the first engine differs, all do
             await self._replace(member, reason)
+            member.state = "failed"
         finally:
             ray.kill(member.handle)
+            await self.store.leave.remote(member.name)
             # What it leased goes to others, and nothing that it still sends is taken.
             await self.buffer.give_back.remote(member.name)
             async with self.changed:
@@ -207,7 +228,7 @@ class GeneratorPool:
 
     async def _serve(self, member: Member) -> None:
         await member.handle.__ray_ready__.remote()
-        member.state = "starting"
+        member.placed = True
         await _within(
             member.handle.start.remote(), self.config.run.start_timeout_s, f"{member.name} to start"
         )
@@ -218,7 +239,7 @@ class GeneratorPool:
         play = asyncio.ensure_future(member.handle.play.remote())
         timeout, what = self.config.generation.hang_timeout_s, f"the engine of {member.name} to answer"
         while not (await asyncio.wait({play}, timeout=HEARTBEAT_S))[0]:
-            member.beat = await _within(member.handle.heartbeat.remote(), timeout, what)
+            member.take(await _within(member.handle.heartbeat.remote(), timeout, what))
             if member.fault:
                 raise member.fault
             if time.monotonic() > member.drain_until:

@@ -12,7 +12,7 @@ from actors import names
 from actors.environment import learner_environment
 from iris_ray.checkpoints import FOLDER, CheckpointStorage
 from iris_ray.config import RunConfig
-from iris_ray.errors import IrisRayError
+from iris_ray.errors import IrisRayError, RunStopped
 from iris_ray.refresh import next_version
 from iris_ray.resources import learner_memory
 from iris_ray.run_folder import RunFolder
@@ -72,6 +72,9 @@ def train_loop(settings: dict[str, Any]) -> None:
     rank = LearnerRank(config, SelfPlayLearner(model, config, get_device()))
     try:
         play_game(rank, Checkpoints(rank, settings["resume_from"]))
+    except RunStopped:
+        rank.wait(rank.controller.record_stop.remote(), "the controller to take note of the stop")
+        return
     except IrisRayError as error:
         # Ray Train would start the learner again, which mends nothing that a user has to mend.
         rank.wait(rank.controller.record_failure.remote(error), "the controller to take note of an error")

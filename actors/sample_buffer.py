@@ -60,6 +60,7 @@ class SampleBuffer:
         self.current: RoundBuffer | None = None
         self.books = LedgerCounts()
         self.closed = False
+        self.paused = False
         self.dismissed: set[str] = set()
         self.written_in_all = 0
         self.attempt = 0
@@ -136,10 +137,17 @@ class SampleBuffer:
         positions: list[int] = []
         async with self.changed:
             while not self.closed and generator not in self.dismissed:
-                if self.current and (positions := self.current.lease(generator, count)):
-                    return self._lease(self.current, positions)
+                open_ = None if self.paused else self.current
+                if open_ and (positions := open_.lease(generator, count)):
+                    return self._lease(open_, positions)
                 await self.changed.wait()
         return None
+
+    async def pause(self, paused: bool) -> None:
+        """No more work for anybody, or work again."""
+        async with self.changed:
+            self.paused = paused
+            self.changed.notify_all()
 
     async def dismiss(self, generator: str) -> None:
         """No more work for `generator`; it finishes what it has."""

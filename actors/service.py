@@ -12,10 +12,11 @@ from actors.controller import Controller
 from actors.failures import user_error
 from actors.generator_pool import GeneratorPool
 from actors.learner import run_learner
+from actors.run_status import run_status
 from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
-from iris_ray.errors import LostActorError, ResourceError, first_line
+from iris_ray.errors import LostActorError, ResourceError, RunStopped, first_line
 from iris_ray.interrupt import interrupt_flag
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
@@ -55,11 +56,14 @@ class Service:
     def play(self, view: View) -> None:
         """Play the whole game; raises the error of the part that fails first, KeyboardInterrupt on Ctrl-C.
 
+        `RunStopped` if somebody asked for it.
         `LostActorError` if an actor died that holds state of the run: only a checkpoint brings it back.
         """
         try:
             with interrupt_flag() as interrupted:
                 self._watch(view, interrupted)
+            if self.status()["stopped"]:
+                raise RunStopped
         except ray.exceptions.RayError as error:
             self._check_parts(error)
             raise user_error(error) from error
@@ -102,11 +106,8 @@ class Service:
         )
 
     def status(self) -> dict[str, Any]:
-        """How the run stands: fields of `Records.status` and of the pool's, beside those of `buffer`."""
-        asked: list[Any] = [actor.status.remote() for actor in (self.controller, self.buffer, self.pool)]
-        asked.append(self.store.__ray_ready__.remote())
-        controller, buffer, pool, _ = ray.get(asked, timeout=STATUS_TIMEOUT_S)
-        return controller | pool | {"buffer": buffer}
+        """How the run stands."""
+        return run_status(self.config.run.name, STATUS_TIMEOUT_S)
 
     def summary(self) -> dict[str, Any]:
         """The part of summary.json that only the actors know; empty if they are gone."""

@@ -1,51 +1,90 @@
-"""Steering a run from another process."""
+"""Looking at a run and steering it, from another process."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.util import list_named_actors
 
 from actors import names
 from actors.cluster import connect
-from iris_ray.errors import ConfigError
+from actors.run_status import run_status
+from iris_ray.contracts import Order
+from iris_ray.errors import ConfigError, RunFolderError
+from iris_ray.progress import live_status, run_state
 from iris_ray.run_folder import RunFolder
 
 TIMEOUT_S = 60
 
 
-def scale(run: str | Path, count: int, address: str | None = None) -> dict[str, Any]:
-    """Have `count` generators in a run that is going on; returns the pool's status.
+class LiveRun:
+    """A run that is going on, by way of its actors."""
 
-    `run` is its folder, or its name on the Ray cluster at `address`. Returns at once: generators that are
-    wanted start, and those that leave finish what they have. Raises `ConfigError` if there is no such run,
-    or `count` is below 1.
+    def __init__(self, name: str):
+        self.name = name
+        try:
+            self.controller = names.find(name, names.CONTROLLER)
+            self.pool = names.find(name, names.GENERATOR_POOL)
+        except ValueError:
+            there = ", ".join(live_runs()) or "none"
+            raise ConfigError(f"{name}: no such run plays on this Ray cluster. There: {there}.") from None
+        planned: Any = self.controller.planned_iterations.remote()
+        self.iterations: int = ray.get(planned, timeout=TIMEOUT_S)
+
+    def status(self) -> dict[str, Any]:
+        """As `live_status`."""
+        return live_status(self.name, self.iterations, run_status(self.name, TIMEOUT_S))
+
+    def scale(self, count: int) -> None:
+        """Have `count` generators. Returns at once: those that leave finish what they have."""
+        ray.get(self.pool.scale.remote(count), timeout=TIMEOUT_S)
+
+    def order(self, order: Order, timeout: float) -> dict[str, Any]:
+        """Have the learner obey before its next step.
+
+        Returns once it did, with the fields of the status that the controller knows. Raises `ConfigError` if
+        it did not within `timeout` s; the order stands nevertheless.
+        """
+        ordered: Any = self.controller.order.remote(order)
+        number = ray.get(ordered, timeout=TIMEOUT_S)
+        try:
+            obeyed: Any = self.controller.wait_obeyed.remote(number)
+            status = ray.get(obeyed, timeout=timeout)
+        except ray.exceptions.GetTimeoutError:
+            raise ConfigError(
+                f"{self.name}: the learner did not come to it within {timeout:g} s. It will, before its next "
+                "step. `iris-ray status` tells what it does; --timeout waits longer."
+            ) from None
+        told = {key: status[key] for key in ("iteration", "step", "last_checkpoint")}
+        return {"run": self.name, "state": run_state(status)} | told
+
+
+@contextmanager
+def live_run(run: str | Path, address: str | None = None) -> Iterator[LiveRun]:
+    """The run in folder `run`, or of that name on the Ray cluster at `address` (by default that at hand).
+
+    Raises `RunFolderError` if the run in the folder does not play, `ConfigError` if there is none.
     """
     folder = RunFolder(Path(run))
     if address is None and folder.cluster.exists():
         address = json.loads(folder.cluster.read_text())["address"]
+    elif address is None and folder.config.exists():
+        raise RunFolderError(f"{run}: this run does not play. To go on: iris-ray run --resume {run}")
     connect(address or "auto")
     try:
-        pool = _pool(folder.path.name)
-        ray.get(pool.scale.remote(count), timeout=TIMEOUT_S)
-        status: dict[str, Any] = ray.get(pool.status.remote(), timeout=TIMEOUT_S)
-        return status
+        yield LiveRun(folder.path.name)
     finally:
         ray.shutdown()
 
 
-def _pool(run: str) -> ActorHandle:
-    try:
-        return names.find(run, names.GENERATOR_POOL)
-    except ValueError:
-        role = f"/{names.GENERATOR_POOL}"
-        there = [
-            actor["name"].removesuffix(role)
-            for actor in list_named_actors(all_namespaces=True)
-            if actor["namespace"] == names.NAMESPACE and actor["name"].endswith(role)
-        ]
-        raise ConfigError(
-            f"{run}: no such run plays on this Ray cluster. There: {', '.join(sorted(there)) or 'none'}."
-        ) from None
+def live_runs() -> list[str]:
+    """Names of the runs that play on the cluster."""
+    role = f"/{names.CONTROLLER}"
+    return sorted(
+        actor["name"].removesuffix(role)
+        for actor in list_named_actors(all_namespaces=True)
+        if actor["namespace"] == names.NAMESPACE and actor["name"].endswith(role)
+    )

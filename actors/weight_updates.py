@@ -2,28 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray.exceptions
 import torch
+from ray.actor import ActorHandle
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Update
 from iris_ray.errors import IrisRayError, UpdateError
 from iris_ray.generation.shared_memory import shared_folder
-from iris_ray.weights.buckets import unpack_arrays
-from iris_ray.weights.manifest import TensorSpec, WeightManifest, WeightsLost
+from iris_ray.weights.buckets import bucket_size, unpack_arrays
+from iris_ray.weights.manifest import Broadcast, TensorSpec, WeightManifest, WeightsLost
 from iris_ray.weights.parity import check_parity
 from iris_ray.weights.shares import Arrays
-from iris_ray.weights.staging import bucket_bytes, write_bucket
+from iris_ray.weights.staging import Sent, StagedBucket, write_bucket
 
 if TYPE_CHECKING:
     from iris_ray.generation.policy_engine import PolicyEngine
 
-Staged = tuple[Path, list[TensorSpec]]
+ATTEMPTS = 3  # of a broadcast: it fails for all when one of the others is lost
 
 
 class WeightUpdates:
@@ -35,8 +37,9 @@ class WeightUpdates:
     that published them.
     """
 
-    def __init__(self, config: RunConfig, engine: "PolicyEngine", generator: str):
+    def __init__(self, config: RunConfig, engine: "PolicyEngine", generator: str, store: ActorHandle):
         self.config = config
+        self.store = store
         self.engine = engine
         self.generator = generator
         self._ready_serial: int | None = None
@@ -48,16 +51,64 @@ class WeightUpdates:
 
         `load` does it if nobody did, and forgets what was made ready of another version.
         """
-        if self.config.model.lora is None:
+        if self.config.model.lora is None and self.config.sync.transport == "object_store":
             async with self._bounded():
                 await self._prepare(manifest)
 
-    async def load(self, manifest: WeightManifest) -> Update:
-        """Update the engine in place and prove it with the probe."""
+    async def load(self, manifest: WeightManifest) -> tuple[WeightManifest, Update]:
+        """Update the engine in place and prove it with the probe. Returns what it serves now.
+
+        That is a later version if the learner sends it and was faster.
+        """
+        if self.config.sync.transport != "object_store":
+            return await self._load_broadcast()
+        load = self._load_adapter if self.config.model.lora else self._load_model
+        return manifest, await self._proven(manifest, load(manifest))
+
+    async def _load_broadcast(self) -> tuple[WeightManifest, Update]:
+        for attempt in count(1):
+            broadcast = await self._invitation()
+            try:
+                update = await self._proven(broadcast.manifest, self._receive(broadcast))
+                return broadcast.manifest, update
+            except UpdateError:
+                await self.store.give_up.remote(broadcast.number)
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError
+
+    async def _invitation(self) -> Broadcast:
+        """Wait until the learner is about to send weights: it comes between two steps."""
+        timeout = self.config.run.wait_timeout_s
+        invitation: Any = self.store.come.remote(self.generator, self.config.generation.tensor_parallel)
+        try:
+            broadcast: Broadcast | None = await asyncio.wait_for(invitation, timeout)
+        except TimeoutError as error:
+            raise UpdateError(
+                f"{self.generator} waited for the learner to send weights, and the {timeout:g} s of "
+                "run.wait_timeout_s were over. If the learner's steps take so long, raise it."
+            ) from error
+        if broadcast is None:
+            raise WeightsLost("the learner went back to a checkpoint and publishes its weights anew.")
+        return broadcast
+
+    async def _receive(self, broadcast: Broadcast) -> float:
+        buckets = self._to_be_received(broadcast)
+        async with aclosing(buckets):
+            return await self.engine.load_weights(broadcast.manifest.version, buckets)
+
+    async def _to_be_received(self, broadcast: Broadcast) -> AsyncGenerator[StagedBucket]:
+        manifest, rank = broadcast.manifest, broadcast.first_rank[self.generator]
+        for index, bucket in enumerate(manifest.buckets):
+            self._wait_for(manifest, index, "to come from the learner")
+            is_last = index == len(manifest.buckets) - 1
+            yield Sent(broadcast.meeting, rank, is_last), bucket.tensors
+        self._waits_for = f"the engine to finish the update to weights version {manifest.version}"
+
+    async def _proven(self, manifest: WeightManifest, load: Coroutine[Any, Any, float]) -> Update:
         begin = time.monotonic()
         async with self._bounded():
-            load = self._load_adapter if self.config.model.lora else self._load_model
-            paused = await load(manifest)
+            paused = await load
             self._waits_for = f"the engine's log-probs of the probe under weights version {manifest.version}"
             logprobs = await self.engine.logprobs(manifest.probe.sequences)
         difference = check_parity(manifest.probe, logprobs, self.config, self.generator, manifest.version)
@@ -72,7 +123,7 @@ class WeightUpdates:
         room = self.config.sync.buffer_mib << 20
         with shared_folder() as folder:
             for index, bucket in enumerate(manifest.buckets):
-                room -= bucket_bytes(bucket.tensors)
+                room -= bucket_size(bucket.tensors)
                 if room < 0:
                     break
                 self._wait_for(manifest, index, "out of Ray's object store")
@@ -91,7 +142,7 @@ class WeightUpdates:
             async with aclosing(self._rest(manifest, Path(folder))) as rest:
                 return await self.engine.load_weights(manifest.version, rest)
 
-    async def _rest(self, manifest: WeightManifest, folder: Path) -> AsyncGenerator[Staged]:
+    async def _rest(self, manifest: WeightManifest, folder: Path) -> AsyncGenerator[StagedBucket]:
         """The buckets that are not ready, the next one on its way while the engine loads one."""
         rest = range(self._ready_buckets, len(manifest.buckets))
         coming = asyncio.create_task(self._stage(manifest, rest[0], folder)) if rest else None
@@ -110,7 +161,9 @@ class WeightUpdates:
                 coming.cancel()
         self._waits_for = f"the engine to finish the update to weights version {manifest.version}"
 
-    async def _stage(self, manifest: WeightManifest, index: int, folder: Path) -> Staged:
+    async def _stage(
+        self, manifest: WeightManifest, index: int, folder: Path
+    ) -> tuple[Path, list[TensorSpec]]:
         """Write a bucket into shared memory, where the engine's process maps it: no disk takes part."""
         path, tensors = folder / str(index), manifest.buckets[index].tensors
         arrays = await self._fetch(manifest, index)

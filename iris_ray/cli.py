@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from iris_ray.config import RunConfig
-from iris_ray.errors import ConfigError, IrisRayError
+from iris_ray.errors import ConfigError, IrisRayError, RunStopped
+from iris_ray.operating import operating
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models on Ray.",
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(operating)
 console = Console()
 
 STOPPED_BY_USER = 130
@@ -63,9 +65,11 @@ def run(
     try:
         with ConsoleView(console) as play.view:
             summary = play.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunStopped) as stop:
         console.print("Stopped. All actors have ended; the run folder keeps what was done.")
         console.print(f"To go on: {os.path.relpath(sys.argv[0])} run --resume {play.config.folder}")
+        if isinstance(stop, RunStopped):
+            return  # as it was asked to
         raise typer.Exit(STOPPED_BY_USER) from None
     console.print()
     console.print(results_table(summary))
@@ -92,24 +96,6 @@ def export(
     console.print(f"The model lies in {folder}", highlight=False, soft_wrap=True)
     how = f"To load it: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     console.print(how, highlight=False, soft_wrap=True)
-
-
-@app.command(epilog="Example: iris-ray scale runs/demo 4")
-def scale(
-    run_name: Annotated[
-        str, typer.Argument(metavar="RUN", help="Folder of a run that is going on, or its name.")
-    ],
-    generators: Annotated[int, typer.Argument(help="How many generators it should have.")],
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster that it plays on. By default what its folder says.")
-    ] = None,
-) -> None:
-    """Change a run's number of generators while it goes on."""
-    from actors.steering import scale as scale_run
-
-    status = scale_run(run_name, generators, address)
-    there = ", ".join(f"{g['name']} {g['state']}" for g in status["generators"])
-    console.print(f"{run_name}: {status['wanted']} generators wanted. Now: {there}", highlight=False)
 
 
 def _print_plan(config: RunConfig) -> None:

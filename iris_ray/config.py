@@ -217,6 +217,8 @@ class Generation(Section):
     """Let the run choose the number of generators. Empty: it stays as it is set."""
     num_cpus: float = Field(1, ge=0)
     """Cores per generator. Below 1 several generators share a core."""
+    bind_cores: bool = False
+    """Give each generator `num_cpus` cores of its own that no other generator of the node runs on."""
     num_gpus: float = Field(0, ge=0)
     """GPUs per generator: `tensor_parallel` whole ones, or a part of one."""
     tensor_parallel: int = Field(1, ge=1)
@@ -273,6 +275,10 @@ class Generation(Section):
                 f"generation.num_gpus ({self.num_gpus:g}): vLLM takes generation.gpu_memory_utilization "
                 f"({self.gpu_memory_utilization:g}) of the whole GPU, whatever part of it Ray gives. "
                 f"Lower gpu_memory_utilization to {self.num_gpus:g} or less"
+            )
+        if self.bind_cores and (self.num_cpus < 1 or self.num_cpus % 1):
+            raise ValueError(
+                f"generation.bind_cores needs whole cores: generation.num_cpus is {self.num_cpus:g}"
             )
         if self.autoscale and not self.autoscale.minimum <= self.count <= self.autoscale.maximum:
             raise ValueError(
@@ -361,6 +367,9 @@ class Checkpoint(Section):
 
 
 class Sync(Section):
+    transport: Literal["object_store", "nccl", "gloo"] = "object_store"
+    """How weights reach generators: `object_store` by way of Ray's memory, on any hardware; `nccl` in one
+    broadcast from GPU to GPU; `gloo` the same between CPUs, to try it where there are none."""
     bucket_mib: int = Field(64, ge=1)
     """Weights travel in buckets of about this size. A larger tensor makes a bucket of its own."""
     buffer_mib: int = Field(512, ge=1)
@@ -439,6 +448,27 @@ class RunConfig(Section):
                 "model.lora with generation.num_gpus needs model.dtype=bfloat16: vLLM's adapters know no "
                 "float32 on GPUs"
             )
+        if self.sync.transport != "object_store":
+            gpus = self.sync.transport == "nccl"
+            for field, count in (
+                ("generation", self.generation.num_gpus),
+                ("learner", self.learner.num_gpus),
+            ):
+                if gpus and count < 1:
+                    raise ValueError(
+                        f"sync.transport (nccl) needs a whole GPU on each side: raise {field}.num_gpus "
+                        f"({count:g}), or set sync.transport=object_store"
+                    )
+                if not gpus and count:
+                    raise ValueError(
+                        f"sync.transport (gloo) is for CPUs, and {field}.num_gpus is {count:g}. "
+                        "Set sync.transport=nccl"
+                    )
+            if self.model.lora:
+                raise ValueError(
+                    f"sync.transport ({self.sync.transport}) sends whole models. An adapter (model.lora) is "
+                    "small: set sync.transport=object_store"
+                )
         if self.model.lora and self.generation.in_flight != "finish":
             raise ValueError(
                 f"generation.in_flight ({self.generation.in_flight}) does not go with model.lora: no "

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length"]
+Order = Literal["pause", "resume", "checkpoint", "stop"]
+"""What a person may ask of a run's learner: it obeys before its next step."""
 
 
 @dataclass(frozen=True)

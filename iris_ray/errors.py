@@ -34,6 +34,10 @@ class ResourceError(IrisRayError):
     """The cluster cannot hold the actors that were asked for, or lost one."""
 
 
+class RunStopped(Exception):
+    """Somebody asked the run to stop, and it did, at a checkpoint."""
+
+
 class LostActorError(ResourceError):
     """An actor that holds the run's state died."""
 

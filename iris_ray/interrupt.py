@@ -1,14 +1,16 @@
-"""Ctrl-C, looked at when it suits."""
+"""Ctrl-C and its like, looked at when it suits."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets while the block runs.
+    """An event that Ctrl-C sets while the block runs, or SIGTERM, by which `ray job stop` ends a job.
 
     Python's own KeyboardInterrupt is raised wherever the program happens to be. Inside a callback of Ray
     it is lost, and the run would go on. Outside the main thread Ctrl-C never arrives.
@@ -17,8 +19,9 @@ def interrupt_flag() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in SIGNALS}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

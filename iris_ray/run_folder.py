@@ -66,7 +66,7 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         """The folder of a run to be gone on with. Raises `RunFolderError` if none is there or it is over."""
         folder = cls.existing(path)
-        if folder.summary.exists() and json.loads(folder.summary.read_text())["status"] == "finished":
+        if folder.read_summary().get("status") == "finished":
             raise RunFolderError(
                 f"{path}: this run is finished, there is nothing to resume. To go on from its result, start "
                 f"a new run with model.path={path}/final, model.scratch=null and another run.name."
@@ -135,6 +135,11 @@ class RunFolder:
     def write_probe(self, probe: Probe) -> None:
         """Keep the final model's log-probs of a few sequences: whoever loads it elsewhere can compare."""
         (self.final / "probe.json").write_text(json.dumps(asdict(probe)) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """What summary.json holds; empty while there is none."""
+        summary: dict[str, Any] = json.loads(self.summary.read_text()) if self.summary.exists() else {}
+        return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         # In one go: whether a run may be resumed is read from it.

@@ -5,7 +5,7 @@ from typing import Any
 
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
 from iris_ray.config import RunConfig
-from iris_ray.errors import LostActorError, RunFolderError
+from iris_ray.errors import LostActorError, RunFolderError, RunStopped
 from iris_ray.model_card import write_model_card
 from iris_ray.preparation import Prepared, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
@@ -104,7 +104,7 @@ class SelfPlay:
             prepared.tokenizer.save_pretrained(folder.final)
             folder.write_probe(service.probe())
             write_model_card(folder.final, self.config, service.summary(), prepared.data.report)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RunStopped):
             summary["status"] = "stopped"
             raise
         except Exception as error:
@@ -117,11 +117,12 @@ class SelfPlay:
         finally:
             if service:
                 summary |= service.summary()
-                service.stop()
             summary["model"] = {"parameters": prepared.parameters, "dtype": self.config.model.dtype}
             summary["objective"] = self.config.objective.model_dump()
             summary["data"] = prepared.data.report.to_dict()
-            folder.write_summary(summary)
+            folder.write_summary(summary)  # first of all: whoever ends the run may not wait for long
+            if service:
+                service.stop()
             write_report(folder, self.config, summary)
         return summary
 

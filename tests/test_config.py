@@ -127,6 +127,26 @@ def test_exactly_one_source(section, both):
             "learner.offload (parameters) needs learner.zero_stage (2) to be at least 3",
         ),
         (
+            {"sync": {"transport": "nccl"}},
+            "sync.transport (nccl) needs a whole GPU on each side: raise generation.num_gpus (0)",
+        ),
+        (
+            {"sync": {"transport": "nccl"}, "generation": {"num_gpus": 1}},
+            "sync.transport (nccl) needs a whole GPU on each side: raise learner.num_gpus (0)",
+        ),
+        (
+            {"sync": {"transport": "gloo"}, "generation": {"num_gpus": 1}},
+            "sync.transport (gloo) is for CPUs, and generation.num_gpus is 1",
+        ),
+        (
+            {"sync": {"transport": "gloo"}, "model": {"path": "a", "lora": {}}},
+            "sync.transport (gloo) sends whole models. An adapter (model.lora) is small",
+        ),
+        (
+            {"generation": {"bind_cores": True, "num_cpus": 0.5}},
+            "generation.bind_cores needs whole cores: generation.num_cpus is 0.5",
+        ),
+        (
             {"generation": {"in_flight": "continue"}, "model": {"path": "a", "lora": {}}},
             "generation.in_flight (continue) does not go with model.lora",
         ),

@@ -1,8 +1,6 @@
 """Generators that come, go, hang and lie while a run goes on: real Ray, vLLM and DeepSpeed."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,8 +16,8 @@ from conftest import made_model, metric_events
 
 from actors import names
 from actors.cluster import connect
-from actors.steering import scale
-from iris_ray.errors import ConfigError
+from actors.steering import live_run
+from iris_ray.errors import ConfigError, RunFolderError
 
 RECIPE = {
     "run": {"name": "pool"},
@@ -75,7 +73,9 @@ class Game:
         return [event for event in self.came_and_went("died") if reason in event["reason"]]
 
     def scale(self, count: int) -> dict[str, Any]:
-        return scale(self.folder, count)
+        with live_run(self.folder) as live:
+            live.scale(count)
+            return live.status()
 
     def address(self) -> str:
         return json.loads((self.folder / "cluster.json").read_text())["address"]
@@ -95,8 +95,6 @@ def game(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Game]:
     game = Game(tmp_path_factory.mktemp("runs"))
     try:
         yield game
-        os.killpg(game.process.pid, signal.SIGINT)
-        assert game.process.wait(timeout=120) == 130, game.printed()
     finally:
         game.process.kill()
         game.output.close()
@@ -161,6 +159,56 @@ def test_weights_that_were_poisoned_never_serve(game: Game) -> None:
 
 def test_only_what_is_there_can_be_scaled(game: Game) -> None:
     with pytest.raises(ConfigError, match="There: pool"):
-        scale("other", 2, game.address())
+        live_run("other", game.address()).__enter__()
+    with pytest.raises(ConfigError, match="no Ray cluster answers there"):
+        live_run("pool", "127.0.0.1:1").__enter__()
     with pytest.raises(ConfigError, match="at least one"):
         game.scale(0)
+
+
+def ordered(game: Game, command: str) -> dict[str, Any]:
+    """What a command of the CLI prints as JSON."""
+    line = [
+        str(Path(sys.executable).parent / "iris-ray"),
+        command,
+        "pool",
+        "--folder",
+        str(game.folder.parent),
+        "--json",
+    ]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_it_stands_still_while_it_is_paused(game: Game) -> None:
+    status = ordered(game, "pause")
+    assert status["state"] == "paused"
+    steps = len(game.events("step"))
+    with live_run(game.folder) as live:
+        taken = live.order("checkpoint", timeout=60)["last_checkpoint"]
+        assert live.order("checkpoint", timeout=60)["last_checkpoint"] == taken  # of the same step
+        time.sleep(3)
+        assert live.status()["step"] == status["step"]
+        assert len(game.events("step")) == steps
+        assert live.order("resume", timeout=60)["state"] == "running"
+    game.wait_for(lambda: len(game.events("step")) > steps)
+    assert taken.startswith("iteration-")
+
+
+def test_its_status_tells_what_it_does(game: Game) -> None:
+    status = ordered(game, "status")
+    assert (status["state"], status["ledger"]["lost"], status["ledger"]["duplicated"]) == ("running", 0, 0)
+    assert status["iteration"] >= 1
+    assert {"name", "state", "version", "tokens_per_s"} <= status["generators"][0].keys()
+    assert status["eta_s"] > 0
+
+
+def test_it_stops_at_a_checkpoint_when_it_is_asked_to(game: Game) -> None:
+    status = ordered(game, "stop")
+    assert game.process.wait(timeout=120) == 0, game.printed()
+    assert ordered(game, "status")["state"] == "stopped"
+    kept = [path.name for path in (game.folder / "checkpoints").glob("iteration-*")]
+    assert status["last_checkpoint"] in kept
+    with pytest.raises(RunFolderError, match="does not play"), live_run(game.folder):
+        pass

@@ -26,6 +26,7 @@ RECIPE = {
         "learning_rate": 1e-3,
         "reference": "generator",
     },
+    "sync": {"transport": "gloo"},  # as `nccl`, between CPUs; other runs take the object store
 }
 
 

@@ -59,7 +59,7 @@ def never() -> None:
 def fetch(reference: ray.ObjectRef, timeout_s: float) -> None:
     """Fetch a bucket as `load` does. No engine takes part before the bytes are there."""
     manifest = WeightManifest(3, [Bucket(reference, SPECS)], Probe([], []))
-    updates = WeightUpdates(run_config(sync={"timeout_s": timeout_s}), None, "generator-5")  # type: ignore[arg-type]
+    updates = WeightUpdates(run_config(sync={"timeout_s": timeout_s}), None, "generator-5", None)  # type: ignore[arg-type]
 
     async def bounded() -> None:
         async with updates._bounded():

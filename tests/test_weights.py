@@ -14,11 +14,17 @@ from hypothesis import strategies as st
 
 from actors.weight_store import WeightStore
 from iris_ray.errors import ParityError
-from iris_ray.weights.buckets import ALIGNMENT, pack_buckets, unpack_arrays, unpack_tensors
+from iris_ray.weights.buckets import (
+    ALIGNMENT,
+    bucket_size,
+    lay_out,
+    pack_buckets,
+    unpack_arrays,
+    unpack_tensors,
+)
 from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
 from iris_ray.weights.parity import TOLERANCE, check_parity
 from iris_ray.weights.shares import WeightShare, join_shares, share_buckets
-from iris_ray.weights.staging import bucket_bytes as bucket_bytes_of
 from iris_ray.weights.staging import write_bucket
 
 PROBE = Probe([[1, 2, 3], [4, 5]], [[-0.5, -1.5], [-2.5]])
@@ -33,6 +39,7 @@ tensors = st.tuples(shapes, st.sampled_from([torch.float32, torch.bfloat16])).ma
 def test_tensors_come_back_whole_and_in_order(tensors, bucket_bytes):
     weights = [(f"layer.{i}", tensor) for i, tensor in enumerate(tensors)]
     buckets = list(pack_buckets(weights, bucket_bytes))
+    assert lay_out(weights, bucket_bytes) == [specs for _, specs in buckets]
     unpacked = [item for data, specs in buckets for item in unpack_tensors(data, specs)]
     assert [name for name, _ in unpacked] == [name for name, _ in weights]
     for (_, received), (_, sent) in zip(unpacked, weights, strict=True):
@@ -51,7 +58,7 @@ def test_buckets_keep_to_their_size_and_tensors_do_not_overlap(tensors, bucket_b
             assert spec.offset >= end
             assert spec.nbytes == math.prod(spec.shape) * getattr(torch, spec.dtype).itemsize
             end = spec.offset + spec.nbytes
-        assert end <= len(data) < end + ALIGNMENT
+        assert len(data) == end == bucket_size(specs)
         assert end <= bucket_bytes or len(specs) == 1
 
 
@@ -142,7 +149,7 @@ def test_shares_of_all_ranks_make_the_whole_version(tensors, bucket_bytes, ranks
         assert tensor.dtype == sent.dtype
         assert torch.equal(tensor, sent)
     for bucket in manifest.buckets:
-        assert bucket_bytes_of(bucket.tensors) <= bucket_bytes or len(bucket.tensors) == 1
+        assert bucket_size(bucket.tensors) <= bucket_bytes or len(bucket.tensors) == 1
     sizes = [len(shares[rank].buckets) for rank in range(ranks)]
     assert max(sizes) - min(sizes) <= 1
 

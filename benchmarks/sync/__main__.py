@@ -28,13 +28,14 @@ def benchmark(
     repeats: Annotated[int, typer.Option(min=1, help="Updates of each row.")] = 5,
     bucket_mib: Annotated[int, typer.Option(min=1, help="sync.bucket_mib")] = 64,
     buffer_mib: Annotated[int, typer.Option(min=2, help="sync.buffer_mib")] = 512,
+    transport: Annotated[str, typer.Option(help="sync.transport: object_store or gloo")] = "object_store",
     compiled: Annotated[bool, typer.Option("--compile/--eager", help="vLLM compiles: slow start.")] = False,
 ) -> None:
     """Seconds from publishing to serving, of standing still, and of a plain copy of the same bytes."""
     sizes = _numbers(parameters)
     for unknown in set(sizes) - set(SHAPES):
         raise typer.BadParameter(f"there is no model of {unknown} M parameters. There are: {ALL}.")
-    settings = Settings(_numbers(generators), repeats, bucket_mib, buffer_mib, eager=not compiled)
+    settings = Settings(_numbers(generators), repeats, bucket_mib, buffer_mib, transport, eager=not compiled)
     rows: list[Row] = []
     with errors.status("starting") as status:
         for size in sizes:

@@ -6,11 +6,13 @@ from typing import Any
 import ray
 import torch
 
+from actors.weight_broadcasts import WeightBroadcasts
 from actors.weight_publishing import put_buckets
 from actors.weight_updates import WeightUpdates
 from benchmarks.sync.workload import PROBE, Shape
 from iris_ray.config import RunConfig
-from iris_ray.weights.manifest import Probe
+from iris_ray.weights.buckets import lay_out
+from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
 from iris_ray.weights.shares import WeightShare
 
 
@@ -28,6 +30,9 @@ class Publisher:
         self.model = Qwen2ForCausalLM(Qwen2Config(**shape.settings)).eval()
         self.model.to(dtype=torch.bfloat16)
         self.model.config.save_pretrained(folder)
+        self.broadcasts: WeightBroadcasts | None = None
+        if config.sync.transport != "object_store":
+            self.broadcasts = WeightBroadcasts(config.sync, store, torch.device("cpu"))
         self.weights = [parameter.detach() for parameter in self.model.parameters()]
         self.copies = [torch.zeros_like(weight) for weight in self.weights]
 
@@ -56,8 +61,17 @@ class Publisher:
     def publish(self, version: int) -> dict[str, float]:
         """Publish the weights, and tell when that began and how long the learner was blocked."""
         begin, start = time.time(), time.perf_counter()
-        buckets = put_buckets(self.model.named_parameters(), self.config.sync.bucket_mib << 20, lasting=True)
-        ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
+        weights, bucket_bytes = self.model.named_parameters(), self.config.sync.bucket_mib << 20
+        if self.broadcasts is None:
+            buckets = put_buckets(weights, bucket_bytes, lasting=True)
+            ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
+        else:
+            buckets = [Bucket(None, tensors) for tensors in lay_out(weights, bucket_bytes)]
+            ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
+            ray.wait([self.broadcasts.comers()])
+            start = time.perf_counter()  # until they come a learner has other things to do
+            manifest = WeightManifest(version, buckets, self.probe)
+            assert self.broadcasts.send(manifest, self.model.named_parameters())
         return {"begin": begin, "learner_blocked_s": time.perf_counter() - start}
 
 
@@ -74,11 +88,11 @@ class Receiver:
         from iris_ray.generation.policy_engine import PolicyEngine
 
         self.engine = PolicyEngine(self.config, folder, end_token_id=1)
-        self.updates = WeightUpdates(self.config, self.engine, self.name)
+        self.updates = WeightUpdates(self.config, self.engine, self.name, self.store)
 
     async def update(self, version: int) -> dict[str, float]:
         """Wait for `version`, load it, prove it, and tell when it was served."""
-        update = await self.updates.load(await self.store.get.remote(version))
+        _, update = await self.updates.load(await self.store.get.remote(version))
         end, start = time.time(), time.perf_counter()
         await self.engine.logprobs(PROBE)
         return {

@@ -29,6 +29,7 @@ class Settings:
     repeats: int = 5
     bucket_mib: int = 64
     buffer_mib: int = 512
+    transport: str = "object_store"
     eager: bool = True
 
     def config(self) -> RunConfig:
@@ -37,7 +38,11 @@ class Settings:
                 "model": {"path": "made-here", "dtype": "bfloat16"},
                 "data": {"path": "made-here", "max_prompt_tokens": 32, "max_response_tokens": 32},
                 "generation": {"concurrency": 16, "enforce_eager": self.eager},
-                "sync": {"bucket_mib": self.bucket_mib, "buffer_mib": self.buffer_mib},
+                "sync": {
+                    "bucket_mib": self.bucket_mib,
+                    "buffer_mib": self.buffer_mib,
+                    "transport": self.transport,
+                },
             }
         )
 

@@ -28,6 +28,7 @@ from iris_ray.generation.shared_memory import shared_folder
 from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.lora import adapter_config, meta_model, target_modules, write_adapter
 from iris_ray.weights.manifest import TensorSpec
+from iris_ray.weights.staging import StagedBucket
 from iris_ray.weights.vllm_engine import BACKEND
 
 MIN_BATCHED_TOKENS = 4096  # prompts of several requests share a forward pass up to this size
@@ -44,8 +45,6 @@ PAUSES: dict[str, tuple[PauseMode, bool]] = {
     "resubmit": ("keep", True),
 }
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
-
-StagedBucket = tuple[Path, list[TensorSpec]]  # a file, and what lies in it
 
 
 def engine_settings(config: RunConfig, model_path: str) -> dict[str, Any]:
@@ -226,8 +225,9 @@ class PolicyEngine:
         self._half_updated = True
         await self._pause()
         await self._update()  # what is ready goes in first: that frees memory for the rest
-        async for path, tensors in buckets if isinstance(buckets, AsyncIterable) else _each(buckets):
-            await self._update(path=str(path), tensors=[asdict(spec) for spec in tensors])
+        async for source, tensors in buckets if isinstance(buckets, AsyncIterable) else _each(buckets):
+            where = {"path": str(source)} if isinstance(source, Path) else {"sent": asdict(source)}
+            await self._update(**where, tensors=[asdict(spec) for spec in tensors])
         await self._engine.finish_weight_update(weight_version=str(version))
         self._version = version  # before anything is answered with it
         self._updating = self._half_updated = False

@@ -1,7 +1,6 @@
 """Tensors packed into contiguous byte buckets, and back without a copy."""
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,30 +10,70 @@ from iris_ray.weights.manifest import TensorSpec
 ALIGNMENT = 64  # bytes; lets any dtype be viewed in place
 
 
-def pack_buckets(
-    weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int
-) -> Iterator[tuple[torch.Tensor, list[TensorSpec]]]:
-    """Copy named tensors into byte buckets of up to `bucket_bytes`, in the order given.
+class BucketBorders:
+    """Puts tensors into buckets of up to `bucket_bytes`, one after the other.
 
-    Yields (uint8 tensor on the CPU, the specs of what lies in it). A tensor larger than `bucket_bytes`
-    gets a bucket of its own. A tensor is copied before the next is asked for, so it may be short-lived
-    (ZeRO-3); one bucket is held at a time.
+    A tensor larger than that gets a bucket of its own. Names and sizes decide alone, so whoever sees the same
+    tensors draws the same borders.
     """
-    specs: list[TensorSpec] = []
-    bucket = torch.empty(0, dtype=torch.uint8)
-    size = 0
-    for name, tensor in weights:
+
+    def __init__(self, bucket_bytes: int):
+        self.bucket_bytes = bucket_bytes
+        self.index = -1
+        self._end = 0
+
+    def place(self, name: str, tensor: torch.Tensor) -> TensorSpec:
+        """Where `tensor` lies in the bucket `index`, which may be a new one by now."""
         nbytes = tensor.numel() * tensor.element_size()
-        if size + nbytes > len(bucket):
-            if specs:
-                yield bucket[:size], specs
-            bucket, specs, size = torch.empty(max(bucket_bytes, nbytes), dtype=torch.uint8), [], 0
+        if self.index < 0 or self._end + nbytes > self.bucket_bytes:
+            self.index, self._end = self.index + 1, 0
         dtype = str(tensor.dtype).removeprefix("torch.")
-        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), size, nbytes))
-        bucket[size : size + nbytes].view(tensor.dtype).copy_(tensor.detach().reshape(-1))
-        size += math.ceil(nbytes / ALIGNMENT) * ALIGNMENT
+        spec = TensorSpec(name, dtype, tuple(tensor.shape), self._end, nbytes)
+        self._end += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return spec
+
+
+def lay_out(weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[list[TensorSpec]]:
+    """What `pack_buckets` would put into each bucket."""
+    borders = BucketBorders(bucket_bytes)
+    buckets: list[list[TensorSpec]] = []
+    for name, tensor in weights:
+        spec = borders.place(name, tensor)
+        if len(buckets) <= borders.index:
+            buckets.append([])
+        buckets[-1].append(spec)
+    return buckets
+
+
+def pack_buckets(
+    weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[torch.Tensor, list[TensorSpec]]]:
+    """Copy named tensors into byte buckets of up to `bucket_bytes` on `device`, in the order given.
+
+    Yields (uint8 tensor, the specs of what lies in it). A tensor is copied before the next is asked for, so
+    it may be short-lived (ZeRO-3); one bucket is held at a time.
+    """
+    borders = BucketBorders(bucket_bytes)
+    specs: list[TensorSpec] = []
+    bucket = torch.empty(0, dtype=torch.uint8, device=device)
+    index = 0
+    for name, tensor in weights:
+        spec = borders.place(name, tensor)
+        if index < borders.index:
+            yield bucket[: bucket_size(specs)], specs
+            index, specs = borders.index, []
+        if not specs:
+            bucket = torch.empty(max(bucket_bytes, spec.nbytes), dtype=torch.uint8, device=device)
+        place = bucket[spec.offset : spec.offset + spec.nbytes]
+        place.view(tensor.dtype).copy_(tensor.detach().reshape(-1))
+        specs.append(spec)
     if specs:
-        yield bucket[:size], specs
+        yield bucket[: bucket_size(specs)], specs
+
+
+def bucket_size(specs: Sequence[TensorSpec]) -> int:
+    """Bytes of a bucket that holds `specs`."""
+    return specs[-1].offset + specs[-1].nbytes
 
 
 def unpack_tensors(bucket: torch.Tensor, specs: Iterable[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:

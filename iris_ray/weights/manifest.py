@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iris_ray.errors import ResourceError
+from iris_ray.weights.broadcast import Meeting
 
 
 class WeightsLost(ResourceError):
@@ -23,7 +24,8 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Bucket:
-    """`data` is the object reference of a list of 1-D uint8 arrays, one for each of `tensors`."""
+    """`data` is the object reference of a list of 1-D uint8 arrays, one for each of `tensors`; `None` if the
+    learner broadcasts them."""
 
     data: Any
     tensors: list[TensorSpec]
@@ -49,3 +51,17 @@ class WeightManifest:
     buckets: list[Bucket]
     probe: Probe
     serial: int = 0
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """The learner sends a version to generators that came for it.
+
+    `number` counts the broadcasts. `first_rank` of each generator in the group: an engine that is split has
+    as many members as parts.
+    """
+
+    number: int
+    manifest: WeightManifest
+    meeting: Meeting
+    first_rank: dict[str, int]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from iris_ray.weights.buckets import ALIGNMENT
+from iris_ray.weights.buckets import BucketBorders
 from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest
 
 Arrays = list[np.ndarray]
@@ -28,19 +28,18 @@ def share_buckets(
     """
     arrays: Arrays = []
     specs: list[TensorSpec] = []
-    end = index = 0
+    borders = BucketBorders(bucket_bytes)
+    index = 0
     for name, tensor in weights:
-        nbytes = tensor.numel() * tensor.element_size()
-        if specs and end + nbytes > bucket_bytes:
+        spec = borders.place(name, tensor)
+        if index < borders.index:
             if index % ranks == rank:
                 yield arrays, specs
-            arrays, specs, end, index = [], [], 0, index + 1
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), end, nbytes))
+            arrays, specs, index = [], [], borders.index
+        specs.append(spec)
         if index % ranks == rank:
             flat = tensor.detach().reshape(-1).view(torch.uint8)
             arrays.append(flat.to("cpu", copy=not lasting).numpy())
-        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
     if specs and index % ranks == rank:
         yield arrays, specs
 

@@ -1,16 +1,26 @@
-"""Buckets as files in shared memory."""
+"""Where an engine gets a bucket from: a file in shared memory, or a broadcast."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from iris_ray.weights.broadcast import Meeting
+from iris_ray.weights.buckets import bucket_size
 from iris_ray.weights.manifest import TensorSpec
 
 
-def bucket_bytes(tensors: Sequence[TensorSpec]) -> int:
-    """Size of a bucket's file."""
-    return tensors[-1].offset + tensors[-1].nbytes
+@dataclass(frozen=True)
+class Sent:
+    """A bucket that is sent to the members of a broadcast. An engine's first process is member `rank`."""
+
+    meeting: Meeting
+    rank: int
+    is_last: bool
+
+
+StagedBucket = tuple[Path | Sent, list[TensorSpec]]
 
 
 def write_bucket(path: Path, arrays: Sequence[np.ndarray], tensors: Sequence[TensorSpec]) -> None:
@@ -21,4 +31,4 @@ def write_bucket(path: Path, arrays: Sequence[np.ndarray], tensors: Sequence[Ten
             written = 0
             while written < spec.nbytes:  # a single call writes 2 GiB at most
                 written += file.write(array.data[written:])
-        file.truncate(bucket_bytes(tensors))
+        file.truncate(bucket_size(tensors))

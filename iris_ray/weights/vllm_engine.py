@@ -1,6 +1,7 @@
 """What runs inside vLLM's engine process: the receiving end of a weight update, and LoRA on CPU."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +17,20 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
 from iris_ray.generation.orphans import die_with_parent
-from iris_ray.weights.buckets import unpack_tensors
+from iris_ray.weights.broadcast import BroadcastGroup, Meeting, TransferError
+from iris_ray.weights.buckets import bucket_size, unpack_tensors
 from iris_ray.weights.layer_swap import LayerSwap
 from iris_ray.weights.layerwise_reload import LayerwiseReload
 from iris_ray.weights.manifest import TensorSpec
 
-BACKEND = "object_store"
+BACKEND = "iris_ray"
 
 
 def register() -> None:
     """Make the classes below known to vLLM; called in each of its processes (`vllm.general_plugins`)."""
     die_with_parent()
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, __name__, "ObjectStoreWeightTransferEngine")
+        WeightTransferEngineFactory.register_engine(BACKEND, __name__, "BucketWeightTransferEngine")
     if current_platform.is_cpu():
         name = f"{__name__}.{CPULora.__name__}"
         type(current_platform).get_punica_wrapper = classmethod(  # type: ignore[assignment, method-assign]
@@ -43,13 +45,14 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """Some tensors: a file of raw bytes on this node, and where each lies in it.
+    """Some tensors: a file of raw bytes on this node, or bytes that are `sent`, and where each lies in them.
 
     The file may be deleted once the call returned. While the engine is `serving` its weights stay as they
     are. `cancel` ends an update that will not be finished; the call raises `UpdateCancelled`.
     """
 
     path: str = ""
+    sent: dict[str, Any] | None = None
     tensors: list[dict[str, Any]] = field(default_factory=list)
     serving: bool = False
     cancel: bool = False
@@ -59,8 +62,8 @@ class UpdateCancelled(Exception):
     """What vLLM has to see to let go of an update."""
 
 
-class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads buckets that the generator actor took out of Ray's object store into shared memory."""
+class BucketWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads buckets that lie in shared memory, or receives them from the learner."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -72,6 +75,7 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]
             self.loading = LayerSwap(self.model)
         else:
             self.loading = LayerwiseReload(self.model, self.model_config)
+        self.group: BroadcastGroup | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         pass
@@ -85,15 +89,37 @@ class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]
         if update_info.cancel:
             raise UpdateCancelled
         specs = [TensorSpec(**spec) for spec in update_info.tensors]
-        tensors = unpack_tensors(_map(update_info.path), specs) if specs else ()
+        tensors: Iterable[tuple[str, torch.Tensor]] = ()
+        if specs:
+            data = self._received(update_info.sent, specs) if update_info.sent else _map(update_info.path)
+            tensors = unpack_tensors(data, specs)
         self.loading.receive(tensors, update_info.serving)
+
+    def _received(self, sent: dict[str, Any], specs: list[TensorSpec]) -> torch.Tensor:
+        meeting = Meeting(**sent["meeting"])
+        try:
+            if self.group is None or self.group.meeting != meeting:
+                self.shutdown()
+                self.group = BroadcastGroup(meeting, sent["rank"] + self.parallel_config.rank)
+                self.group.connect()
+            device = next(self.model.parameters()).device
+            data = torch.empty(bucket_size(specs), dtype=torch.uint8, device=device)
+            self.group.broadcast(data)
+        except TransferError:
+            self.shutdown()
+            raise
+        if sent["is_last"]:
+            self.group.arrive()
+        return data
 
     @torch.no_grad()
     def finish_weight_update(self) -> None:
         self.loading.finish()
 
     def shutdown(self) -> None:
-        pass
+        if self.group is not None:
+            self.group.close()
+            self.group = None
 
 
 def _map(path: str) -> torch.Tensor:

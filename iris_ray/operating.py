@@ -1,0 +1,209 @@
+"""The commands that look at runs and steer them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from iris_ray.errors import ConfigError
+from iris_ray.progress import finished_status
+from iris_ray.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from actors.steering import LiveRun
+
+operating = typer.Typer()
+console = Console()
+Answer = TypeVar("Answer")
+Status = dict[str, Any]
+REFRESH_S = 1.0
+
+RUN = Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run, or its name.")]
+FOLDER = Annotated[Path, typer.Option("--folder", help="Where run folders lie.")]
+ADDRESS = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster that the run plays on. By default what its folder says."),
+]
+AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TIMEOUT = Annotated[float, typer.Option(help="Seconds to wait for the learner to do it.")]
+RUNS = Path("runs")
+
+
+@operating.command(epilog="Example: iris-ray status demo --watch")
+def status(
+    run: RUN,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it until Ctrl-C.")] = False,
+    as_json: AS_JSON = False,
+    folder: FOLDER = RUNS,
+    address: ADDRESS = None,
+) -> None:
+    """How a run stands: its step, its generators, its ledger."""
+    if watch and as_json:
+        raise ConfigError("--watch and --json: choose one of them.")
+    if (found := _finished(run, folder, address)) is not None:
+        _show(finished_status(found), as_json)
+    elif watch:
+        _at_run(run, folder, address, _watch)
+    else:
+        _show(_at_run(run, folder, address, lambda live: live.status()), as_json)
+
+
+@operating.command(epilog="Example: iris-ray runs --json")
+def runs(
+    as_json: AS_JSON = False,
+    folder: FOLDER = RUNS,
+) -> None:
+    """The runs that have a folder here, and how each ended or that it goes on."""
+    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    rows = [
+        finished_status(RunFolder(path)) | ({"state": "playing"} if RunFolder(path).cluster.exists() else {})
+        for path in found
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = _table("run", "state", "iteration", "exact match")
+    for row in rows:
+        table.add_row(
+            row["run"], row["state"], f"{row['iteration']}/{row['iterations']}", _share(row["exact_match"])
+        )
+    console.print(table if rows else f"No runs in {folder}.")
+
+
+@operating.command(epilog="Example: iris-ray scale demo 4")
+def scale(
+    run: RUN,
+    generators: Annotated[int, typer.Argument(help="How many generators it should have.")],
+    as_json: AS_JSON = False,
+    folder: FOLDER = RUNS,
+    address: ADDRESS = None,
+) -> None:
+    """Change a run's number of generators while it goes on."""
+
+    def scaled(live: "LiveRun") -> Status:
+        live.scale(generators)
+        return live.status()
+
+    _show(_at_run(run, folder, address, scaled), as_json)
+
+
+def _ordering(order: Any, done: str) -> Callable[..., None]:
+    """The command that gives an order; it says `done` once the learner has obeyed."""
+
+    def command(
+        run: RUN,
+        timeout: TIMEOUT = 600,
+        as_json: AS_JSON = False,
+        folder: FOLDER = RUNS,
+        address: ADDRESS = None,
+    ) -> None:
+        now = _at_run(run, folder, address, lambda live: live.order(order, timeout))
+        if as_json:
+            typer.echo(json.dumps(now, indent=1))
+            return
+        where = f"iteration {now['iteration']}, step {now['step']}"
+        told = done.format(run=run, where=where, checkpoint=now["last_checkpoint"])
+        console.print(told, highlight=False, soft_wrap=True)
+
+    return command
+
+
+for _order, _help, _done in (
+    (
+        "pause",
+        "Let a run stand still before its next step: its actors stay.",
+        "{run} is paused at {where}. To go on: iris-ray resume {run}",
+    ),
+    ("resume", "Let a paused run go on.", "{run} goes on from {where}."),
+    ("checkpoint", "Take a checkpoint before the next step.", "{run}: checkpoint {checkpoint} is taken."),
+    (
+        "stop",
+        "End a run before its next step, with a checkpoint to go on from.",
+        "{run} stops at checkpoint {checkpoint}. To go on later: iris-ray run --resume FOLDER",
+    ),
+):
+    operating.command(_order, help=_help, epilog=f"Example: iris-ray {_order} demo")(_ordering(_order, _done))
+
+
+def _at_run(run: str, folder: Path, address: str | None, action: "Callable[[LiveRun], Answer]") -> Answer:
+    """Do something with a run that goes on."""
+    from actors.steering import live_run
+
+    path = _path(run, folder)
+    with live_run(path, address) as live:
+        return action(live)
+
+
+def _path(run: str, folder: Path) -> Path:
+    return Path(run) if (Path(run) / "config.yaml").exists() else folder / run
+
+
+def _finished(run: str, folder: Path, address: str | None) -> RunFolder | None:
+    """Its folder, if the run does not play any more."""
+    found = RunFolder(_path(run, folder))
+    return found if address is None and found.config.exists() and not found.cluster.exists() else None
+
+
+def _watch(live: "LiveRun") -> None:
+    with Live(console=console, auto_refresh=False) as shown:
+        while True:
+            shown.update(status_table(live.status()), refresh=True)
+            time.sleep(REFRESH_S)
+
+
+def _show(now: Status, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(now, indent=1))
+    else:
+        console.print(status_table(now))
+
+
+def status_table(now: Status) -> Table:
+    """A run's status as two tables, one below the other."""
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="dim")
+    facts.add_column()
+    facts.add_row("run", f"{now['run']}: {now['state']}")
+    steps = f", step {now['step']}/{now['steps']}" if "steps" in now else ""
+    facts.add_row("iteration", f"{now['iteration']}/{now['iterations']}{steps}")
+    for name, form in (("alpha", "{:.3f}"), ("gap", "{:.4f}"), ("loss", "{:.4f}"), ("eta_s", "{:.0f} s")):
+        if now.get(name) is not None:
+            facts.add_row({"alpha": "α", "eta_s": "left"}.get(name, name), form.format(now[name]))
+    facts.add_row("exact match", _share(now["exact_match"]))
+    if buffer := now.get("buffer"):
+        told = f"{buffer['written']}/{buffer['pairs']} pairs written, {buffer['ahead']} ahead of the learner"
+        facts.add_row("buffer", told)
+        facts.add_row("staleness", f"{now['staleness_max']} versions at most")
+    if ledger := now.get("ledger"):
+        facts.add_row("ledger", ", ".join(f"{count} {name}" for name, count in ledger.items()))
+    for name in ("warnings", "deaths", "last_checkpoint", "error"):
+        if now.get(name):
+            facts.add_row(name.replace("_", " "), str(now[name]))
+    page = Table.grid()
+    page.add_row(facts)
+    if now["generators"]:
+        table = _table("generator", "state", "version", "tokens/s")
+        for generator in now["generators"]:
+            state = generator["state"] if generator["placed"] else "waits for resources"
+            version = "" if generator["version"] is None else str(generator["version"])
+            table.add_row(generator["name"], state, version, f"{generator['tokens_per_s']:.0f}")
+        page.add_row(table)
+    return page
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("run", "generator", "state") else "right")
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
