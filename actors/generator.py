@@ -155,8 +155,8 @@ class Generator:
         """Load weights `version`, or the newest if they are gone or `None`, unless they are in place.
 
         Responses under way finish first, or go on, by `generation.in_flight`; greedy answers always finish.
-        Returns the version in place; `None` if the one that was asked for
-        is of no more use, as the run went back to a checkpoint.
+        Returns the version in place; `None` if the one that was asked for is of no more use, as the run went
+        back to a checkpoint.
         """
         # Not under the lock: who asks on behalf of a learner that died since may wait for ever.
         manifest = await self.store.get.remote(version)

@@ -37,8 +37,8 @@ LOGS = (
     "/tmp/ray/session_latest/logs on its node."
 )
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # settings that are called alike here and in vLLM
-# By `generation.in_flight`: vLLM's way to pause, and whether keys and values are cleared. Those of requests
-# that wait in the middle are computed anew when they go on.
+# By `generation.in_flight`: vLLM's way to pause, and whether it clears its cache. Requests that are kept then
+# compute the keys and values of their tokens anew.
 PAUSES: dict[str, tuple[PauseMode, bool]] = {
     "finish": ("wait", True),
     "continue": ("keep", False),
@@ -58,13 +58,13 @@ def engine_settings(config: RunConfig, model_path: str) -> dict[str, Any]:
         "trust_remote_code": config.model.trust_remote_code,
         "dtype": config.model.dtype,
         "max_model_len": config.window,
-        "max_num_batched_tokens": max(config.window, MIN_BATCHED_TOKENS),
+        "max_num_batched_tokens": max(config.window, MIN_BATCHED_TOKENS, places),
         # A prompt that is read in pieces makes vLLM rewind the request's seed, which kills the engine on
         # CPU ("CPU Generator does not use offset").
         "enable_chunked_prefill": generation.num_gpus > 0,
         "max_num_seqs": places,
         # With `continue` keys and values of old weights stay, and a later request must not find them.
-        "enable_prefix_caching": generation.in_flight != "continue",
+        "enable_prefix_caching": False if generation.in_flight == "continue" else None,  # None: by model
         "gpu_memory_utilization": generation.gpu_memory_utilization,
         "enforce_eager": generation.enforce_eager,
         "tensor_parallel_size": generation.tensor_parallel,
