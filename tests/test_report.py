@@ -496,6 +496,15 @@ def test_speed_counts_only_the_time_between_steps_of_an_iteration(begun):
     assert rates.tolist() == [4 / 0.5, 4 / 2.0]
 
 
+def test_speed_does_not_count_the_time_before_a_resume(begun):
+    folder, _ = begun
+    steps_at(folder, [10.0, 10.5, 11.0])
+    folder.append_metrics("resumed", {"iteration": 1, "step": 3, "time": 500.0})
+    steps_at(folder, [500.5, 501.0])
+    steps, rates = pairs_per_second(read_history(folder))
+    assert (steps.tolist(), rates.tolist()) == ([5], [4 / 0.5])
+
+
 # The timeline
 
 
@@ -523,16 +532,20 @@ def test_a_timeline_has_the_times_of_the_events(begun):
     assert line.updates == {"generator-0": [Spell(13.5, 15.0)]}
 
 
-def test_a_timeline_leaves_out_the_pause_before_a_resume(begun):
+def test_a_timeline_leaves_out_what_was_lost_before_a_resume(begun):
     folder, _ = begun
-    steps_at(folder, [1000.0, 1001.0])
+    ready = {"generator": "generator-0", "state": "ready", "reason": None}
+    folder.append_metrics("generator", ready | {"time": 1000.0})
+    steps_at(folder, [1002.0, 1003.0])
     folder.append_metrics("resumed", {"iteration": 1, "step": 2, "time": 90_000.0})
+    folder.append_metrics("generator", ready | {"time": 90_004.0})
     steps_at(folder, [90_005.0], iteration=2)
     line = timeline(read_history(folder))
     assert line is not None
-    assert line.resumes == [1.0]
-    assert line.seconds == 6.0
-    assert [spell.begin for spell in line.stepping] == [0.0, 6.0]
+    assert line.resumes == [3.0]
+    assert line.seconds == 8.0
+    assert line.stepping == [Spell(2.0, 3.0, "1"), Spell(8.0, 8.0, "2")]
+    assert line.alive == {"generator-0": [Spell(0.0, 3.0), Spell(7.0, 8.0)]}
 
 
 def test_nothing_recorded_has_no_timeline(begun):

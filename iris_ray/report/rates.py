@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from iris_ray.report.clock import Clock
 from iris_ray.report.history import History
 
 WINDOWS = 60
@@ -15,6 +16,9 @@ def pairs_per_second(history: History) -> tuple[np.ndarray, np.ndarray]:
     Time between two iterations does not count: the first step of each is left out, as nobody knows from the
     steps when it began.
     """
+    if not len(history.times):
+        return np.empty(0), np.empty(0)
+    clock = Clock(history)
     size = max(4, len(history.steps["time"]) // WINDOWS)
     points, rates = [], []
     taken = 0
@@ -22,7 +26,7 @@ def pairs_per_second(history: History) -> tuple[np.ndarray, np.ndarray]:
         steps = history.steps_of(entry["iteration"])
         ends = np.arange(0, len(steps["time"]), size)
         for begin, end in pairwise(ends):
-            seconds = steps["time"][end] - steps["time"][begin]
+            seconds = clock(steps["time"][end]) - clock(steps["time"][begin])
             if seconds > 0:
                 points.append(taken + end + 1)
                 rates.append(np.nansum(steps["pairs"][begin + 1 : end + 1]) / seconds)

@@ -1,6 +1,5 @@
 """When generators wrote, the learner stepped, and who stood still."""
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,9 +7,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from iris_ray.report.clock import Clock
 from iris_ray.report.history import History
 
-PAUSE_S = 600  # of nothing recorded before a resume: the run was stopped, and the picture leaves it out
 SLOW = 3  # times the median step: something other than the step took the time
 MOST_SPELLS = 400  # of one iteration's learner, the longest stand-stills
 
@@ -38,25 +37,6 @@ class Timeline:
     resumes: list[float]
 
 
-class Clock:
-    """Seconds since the run's beginning, without pauses between a stop and a resume."""
-
-    def __init__(self, history: History):
-        self.begin = float(history.times[0])
-        resumed = [event["time"] for event in history.events.get("resumed", [])]
-        self.at: list[float] = []
-        self.left_out = [0.0]
-        for time in sorted(resumed):
-            before = history.times[history.times < time]
-            pause = time - before[-1] if len(before) else 0.0
-            if pause > PAUSE_S:
-                self.at.append(time)
-                self.left_out.append(self.left_out[-1] + pause)
-
-    def __call__(self, time: float) -> float:
-        return float(time) - self.begin - self.left_out[bisect_right(self.at, time)]
-
-
 def timeline(history: History) -> Timeline | None:
     """The run's timeline; `None` if nothing was recorded."""
     if not len(history.times):
@@ -69,6 +49,7 @@ def timeline(history: History) -> Timeline | None:
             stepping.append(Spell(times[0], times[-1], str(entry["iteration"])))
             slow += _slow(times)
     end = clock(history.times[-1])
+    resumes = [clock(time) for time in clock.at]
     by_generator: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in history.events.get("generator", []):
         by_generator[event["generator"]].append(event)
@@ -81,13 +62,13 @@ def timeline(history: History) -> Timeline | None:
         writing=list(_writing(history, clock)),
         stepping=stepping,
         slow=slow,
-        alive={name: list(_alive(events, clock, end)) for name, events in by_generator.items()},
+        alive={name: list(_alive(events, clock, resumes, end)) for name, events in by_generator.items()},
         updates=updates,
         deaths={
             name: [clock(event["time"]) for event in events if event["state"] == "died"]
             for name, events in by_generator.items()
         },
-        resumes=[clock(event["time"]) for event in history.events.get("resumed", [])],
+        resumes=resumes,
     )
 
 
@@ -117,14 +98,19 @@ def _slow(times: list[float]) -> list[Spell]:
     return sorted(spells, key=lambda spell: spell.begin - spell.end)[:MOST_SPELLS]
 
 
-def _alive(events: Iterable[dict[str, Any]], clock: Clock, end: float) -> Iterator[Spell]:
+def _alive(
+    events: Iterable[dict[str, Any]], clock: Clock, resumes: list[float], end: float
+) -> Iterator[Spell]:
     """Each time from a generator's being ready until it was gone, or until now."""
     began: float | None = None
     for event in events:
+        now = clock(event["time"])
         if event["state"] == "ready":
-            began = clock(event["time"]) if began is None else began
+            if began is not None:  # it ended with the run, and nobody was there to record it
+                yield Spell(began, max([time for time in resumes if time <= now], default=now))
+            began = now
         elif began is not None:
-            yield Spell(began, clock(event["time"]))
+            yield Spell(began, now)
             began = None
     if began is not None:
         yield Spell(began, end)
