@@ -1,6 +1,9 @@
-"""A run on a cluster of several nodes, one of which is lost: real raylets, vLLM and DeepSpeed."""
+"""Runs on several nodes, each a raylet of its own: real Ray, vLLM and DeepSpeed. Only Slurm is played."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,8 @@ from ray.cluster_utils import Cluster
 
 from iris_ray.resources import GIB
 
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
 PROMPTS = 120
 ITERATIONS = 4
 RECIPE = {
@@ -41,42 +46,26 @@ RECIPE = {
     "learner": {"num_cpus": 0.5, "resources": {"learner": 1}, "batch_size": 40, "learning_rate": 1e-3},
     "evaluation": {"prompts": 0},
 }
-# The actors that hold the run's state, beside the driver; and what they and the others are called as processes.
+# What actors are called as processes. The first four hold the run's state.
 STATE = {"ray::Controller", "ray::GeneratorPool", "ray::SampleBuffer", "ray::WeightStore"}
 GENERATOR, RANK = "ray::Generator", "ray::RayTrainWorker"
-COMPUTE = {GENERATOR, RANK}
 
 
-class Lost:
-    """A run that lost the node of its generators, and what was seen where."""
+class Started:
+    """A run in a process of its own."""
 
-    def __init__(self, runs: Path, nodes: Cluster):
+    def __init__(self, runs: Path, command: list[str], environment: dict[str, str] | None = None):
         self.folder = runs / "nodes"
-        self.nodes = nodes
-        (runs / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-        command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(runs / "recipe.yaml")]
-        command += ["--set", f"run.folder={runs}", "--set", f"run.ray_address={nodes.address}"]
         self.output = (runs / "output.txt").open("w+")
-        self.process = subprocess.Popen(command, stdout=self.output, stderr=self.output)
-
-    def play(self) -> None:
-        head = self.nodes.head_node
-        learner = self.add("learner", 1)
-        first = self.add("generators", 2)
-        self.wait_for(lambda: self.events("step"))
-        self.before = [actors_on(node) for node in (head, learner, first)]
-        second = self.add("generators", 2)
-        self.killed_at = time.time()
-        self.nodes.remove_node(first, allow_graceful=False)
-        self.wait_for(lambda: [GENERATOR] * 2 == actors_on(second))
-        self.after = [actors_on(node) for node in (head, learner, second)]
-        assert self.process.wait(timeout=120) == 0, self.printed()
-
-    def add(self, resource: str, amount: int) -> Any:
-        return self.nodes.add_node(num_cpus=1, memory=8 * GIB, resources={resource: amount})
+        self.process = subprocess.Popen(
+            command, stdout=self.output, stderr=self.output, env=os.environ | (environment or {}), cwd=ROOT
+        )
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return metric_events(self.folder, kind)
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
@@ -90,33 +79,70 @@ class Lost:
         return self.output.read()
 
 
-def actors_on(node: Any) -> list[str]:
+def actors_on(raylet: psutil.Process) -> list[str]:
     """What the actors on a node are called as processes: its raylet started them."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     names = []
     for process in raylet.children():
         try:
             names.append(process.cmdline()[0].split(".")[0])
         except (psutil.Error, IndexError):
             continue  # it is just ending
-    return sorted(name for name in names if name in STATE | COMPUTE)
+    return sorted(name for name in names if name in STATE | {GENERATOR, RANK})
 
 
 @pytest.fixture(scope="module")
-def lost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lost]:
-    subprocess.run([Path(sys.executable).parent / "ray", "get-auth-token", "--generate"], check=True)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the recipe. Clusters started meanwhile are no other run's "the one on this machine"."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+    # Short, for paths of sockets.
     with tempfile.TemporaryDirectory(dir="/tmp") as temporary, pytest.MonkeyPatch.context() as patch:
-        # So that no other run on this machine joins this cluster. Short, for paths of sockets.
         patch.setenv("RAY_TMPDIR", temporary)
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        lost = Lost(tmp_path_factory.mktemp("runs"), nodes)
+        yield folder
+
+
+class Lost:
+    """A run that lost the node of its generators, and what was seen where."""
+
+    def __init__(self, runs: Path, nodes: Cluster):
+        self.nodes = nodes
+        command = [str(BIN / "iris-ray"), "run", str(runs / "recipe.yaml")]
+        command += ["--set", f"run.folder={runs}", "--set", f"run.ray_address={nodes.address}"]
+        self.run = Started(runs, command)
+
+    def play(self) -> None:
+        head, learner = self.nodes.head_node, self.add("learner", 1)
+        first = self.add("generators", 2)
+        self.run.wait_for(lambda: self.run.events("step"))
+        self.before = [self.seen(node) for node in (head, learner, first)]
+        second = self.add("generators", 2)
+        self.killed_at = time.time()
+        self.nodes.remove_node(first, allow_graceful=False)
+        self.run.wait_for(lambda: len(self.seen(second)) == 2)
+        self.after = [self.seen(node) for node in (head, learner, second)]
+        assert self.run.process.wait(timeout=120) == 0, self.run.printed()
+
+    def add(self, resource: str, amount: int) -> Any:
+        return self.nodes.add_node(num_cpus=1, memory=8 * GIB, resources={resource: amount})
+
+    def seen(self, node: Any) -> list[str]:
+        return actors_on(psutil.Process(node.all_processes["raylet"][0].process.pid))
+
+
+@pytest.fixture(scope="module")
+def lost(runs: Path) -> Iterator[Lost]:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        lost = Lost(runs, nodes)
         try:
             lost.play()
             yield lost
         finally:
-            lost.process.kill()
-            lost.output.close()
-            nodes.shutdown()
+            lost.run.process.kill()
+            lost.run.output.close()
+    finally:
+        nodes.shutdown()
 
 
 def test_generators_and_learner_play_on_the_nodes_that_have_their_resources(lost: Lost) -> None:
@@ -128,18 +154,67 @@ def test_generators_and_learner_play_on_the_nodes_that_have_their_resources(lost
 
 def test_a_lost_node_costs_its_generators_alone(lost: Lost) -> None:
     assert lost.after == lost.before
-    reasons = {e["generator"]: e["reason"] for e in lost.events("generator") if e["state"] == "died"}
+    reasons = {e["generator"]: e["reason"] for e in lost.run.events("generator") if e["state"] == "died"}
     assert set(reasons) == {"generator-0", "generator-1"}, reasons
-    assert "went back" not in lost.printed()
+    assert lost.run.summary()["resumes"] == 0
 
 
 def test_the_run_ends_with_every_pair_trained_on_once(lost: Lost) -> None:
-    summary = json.loads((lost.folder / "summary.json").read_text())
+    summary = lost.run.summary()
     assert summary["status"] == "finished"
-    assert summary["resumes"] == 0
     assert summary["ledger"] == {"committed": PROMPTS * ITERATIONS, "lost": 0, "duplicated": 0}
     for iteration in range(1, ITERATIONS + 1):
-        written = pq.read_table(lost.folder / "samples" / f"iteration-{iteration:03d}.parquet")
+        written = pq.read_table(lost.run.folder / "samples" / f"iteration-{iteration:03d}.parquet")
         assert sorted(written["prompt_id"].to_pylist()) == list(range(PROMPTS))
         assert set(written["version"].to_pylist()) == {iteration - 1}
-    assert any(event["time"] > lost.killed_at for event in lost.events("step"))
+    assert any(event["time"] > lost.killed_at for event in lost.run.events("step"))
+
+
+# Slurm's two commands, for nodes that are all this machine. `srun` leaves out its own options, and gives each
+# node a temporary folder of its own, as other machines have.
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do
+    [[ $1 == --nodelist=* ]] && node=${1#*=}
+    shift
+done
+SLURM_CPUS_ON_NODE=2 exec "$@" "--temp-dir=$RAY_TMPDIR/$node"
+"""
+SCONTROL = "#!/usr/bin/env bash\nprintf 'node-%s\\n' 1 2 3\n"
+
+
+def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -> None:
+    """One node for the learner, two for generators; Slurm interrupts the job before its time limit."""
+    commands, runs = runs / "slurm" / "bin", runs / "slurm"
+    commands.mkdir(parents=True)
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (commands / name).write_text(script)
+        (commands / name).chmod(0o755)
+    # sbatch runs a copy of the script.
+    script = shutil.copy(ROOT / "cluster" / "slurm.sh", runs)
+    environment = {
+        "PATH": f"{commands}:{BIN}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node-[1-3]",
+        "SLURM_CPUS_ON_NODE": "2",
+    }
+    command = ["bash", str(script), str(runs.parent / "recipe.yaml"), "--set", f"run.folder={runs}"]
+    run = Started(runs, [*command, "--set", "schedule.iterations=100000"], environment)
+    try:
+        run.wait_for(lambda: run.events("step"))
+        processes = psutil.Process(run.process.pid).children(recursive=True)
+        raylets = [each for each in processes if each.name() == "raylet"]
+        places = sorted(actors_on(raylet) for raylet in raylets)
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(timeout=120) == 130, run.printed()
+        assert run.summary()["status"] == "stopped"
+        _, left = psutil.wait_procs(raylets, timeout=30)
+        assert not left, f"Ray of the job outlives it: {left}"
+    finally:
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        run.output.close()
+    (learner,) = [names for names in places if RANK in names]
+    assert set(learner) == {*STATE, RANK}
+    places.remove(learner)
+    assert len(places) == 2
+    assert set().union(*places) == {GENERATOR}
