@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,11 @@ while [[ $1 == --* ]]; do
 done
 SLURM_CPUS_ON_NODE=2 exec "$@" "--temp-dir=$RAY_TMPDIR/$node"
 """
-SCONTROL = "#!/usr/bin/env bash\nprintf 'node-%s\\n' 1 2 3\n"
+SCONTROL = "#!/usr/bin/env bash\nprintf 'node-%s\\n' 1 2\n"
 
 
 def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -> None:
-    """One node for the learner, two for generators; Slurm interrupts the job before its time limit."""
+    """A node for the learner, one for generators; Slurm interrupts the job before its time limit."""
     commands, runs = runs / "slurm" / "bin", runs / "slurm"
     commands.mkdir(parents=True)
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -194,27 +195,29 @@ def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -
     environment = {
         "PATH": f"{commands}:{BIN}:{os.environ['PATH']}",
         "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "node-[1-3]",
+        "SLURM_JOB_NODELIST": "node-[1-2]",
         "SLURM_CPUS_ON_NODE": "2",
     }
     command = ["bash", str(script), str(runs.parent / "recipe.yaml"), "--set", f"run.folder={runs}"]
     run = Started(runs, [*command, "--set", "schedule.iterations=100000"], environment)
+    job = psutil.Process(run.process.pid)
+    processes: list[psutil.Process] = []
     try:
         run.wait_for(lambda: run.events("step"))
-        processes = psutil.Process(run.process.pid).children(recursive=True)
+        processes = job.children(recursive=True)
         raylets = [each for each in processes if each.name() == "raylet"]
-        places = sorted(actors_on(raylet) for raylet in raylets)
+        places = [actors_on(raylet) for raylet in raylets]
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(timeout=120) == 130, run.printed()
         assert run.summary()["status"] == "stopped"
         _, left = psutil.wait_procs(raylets, timeout=30)
         assert not left, f"Ray of the job outlives it: {left}"
     finally:
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
+        if job.is_running():
+            processes = [job, *job.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        run.process.wait()
         run.output.close()
-    (learner,) = [names for names in places if RANK in names]
-    assert set(learner) == {*STATE, RANK}
-    places.remove(learner)
-    assert len(places) == 2
-    assert set().union(*places) == {GENERATOR}
+    assert {frozenset(names) for names in places} == {frozenset({*STATE, RANK}), frozenset({GENERATOR})}
