@@ -37,9 +37,12 @@ class Service:
         self.config = config
         run = config.run.name
         self.began = time.monotonic()
-        self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config)
-        self.store = names.start(WeightStore, run, names.WEIGHT_STORE)
-        self.controller = names.start(Controller, run, names.CONTROLLER, config, model_path)
+        # What holds the run's state stays beside the driver, with which it ends anyhow. Ray would put actors
+        # that ask for nothing on any node, also on a generators' node that is scaled down or lost.
+        here: dict[str, Any] = {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+        self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config, **here)
+        self.store = names.start(WeightStore, run, names.WEIGHT_STORE, **here)
+        self.controller = names.start(Controller, run, names.CONTROLLER, config, model_path, **here)
         self.pool = names.start(
             GeneratorPool,
             run,
@@ -48,8 +51,9 @@ class Service:
             model_path,
             prepared.end_token_id,
             prepared.parameters,
+            **here,
         )
-        self.learner = run_learner.options(name=f"{run}/{names.LEARNER}").remote(
+        self.learner = run_learner.options(name=f"{run}/{names.LEARNER}", **here).remote(
             config, model_path, prepared.parameters, resume_from
         )
 

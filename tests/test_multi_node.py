@@ -1,0 +1,223 @@
+"""Runs on several nodes, each a raylet of its own: real Ray, vLLM and DeepSpeed. Only Slurm is played."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import made_model, metric_events
+from ray.cluster_utils import Cluster
+
+from iris_ray.resources import GIB
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+PROMPTS = 120
+ITERATIONS = 4
+RECIPE = {
+    "run": {"name": "nodes"},
+    "model": made_model(warmup_steps=20),
+    "data": {
+        "sort_digits": {"examples": PROMPTS, "min_digits": 2, "max_digits": 4},
+        "holdout": 8,
+        "max_prompt_tokens": 32,
+        "max_response_tokens": 12,
+    },
+    "schedule": {"iterations": ITERATIONS, "epochs": 1},
+    "generation": {
+        "count": 2,
+        "num_cpus": 0.25,
+        "resources": {"generators": 1},
+        "enforce_eager": True,
+        "concurrency": 16,
+        "max_ahead": 64,
+    },
+    "learner": {"num_cpus": 0.5, "resources": {"learner": 1}, "batch_size": 40, "learning_rate": 1e-3},
+    "evaluation": {"prompts": 0},
+}
+# What actors are called as processes. The first four hold the run's state.
+STATE = {"ray::Controller", "ray::GeneratorPool", "ray::SampleBuffer", "ray::WeightStore"}
+GENERATOR, RANK = "ray::Generator", "ray::RayTrainWorker"
+
+
+class Started:
+    """A run in a process of its own."""
+
+    def __init__(self, runs: Path, command: list[str], environment: dict[str, str] | None = None):
+        self.folder = runs / "nodes"
+        self.output = (runs / "output.txt").open("w+")
+        self.process = subprocess.Popen(
+            command, stdout=self.output, stderr=self.output, env=os.environ | (environment or {}), cwd=ROOT
+        )
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return metric_events(self.folder, kind)
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"nothing happened in time: {self.printed()}"
+            assert self.process.poll() is None, self.printed()
+            time.sleep(0.1)
+
+    def printed(self) -> str:
+        self.output.seek(0)
+        return self.output.read()
+
+
+def actors_on(raylet: psutil.Process) -> list[str]:
+    """What the actors on a node are called as processes: its raylet started them."""
+    names = []
+    for process in raylet.children():
+        try:
+            names.append(process.cmdline()[0].split(".")[0])
+        except (psutil.Error, IndexError):
+            continue  # it is just ending
+    return sorted(name for name in names if name in STATE | {GENERATOR, RANK})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the recipe. Clusters started meanwhile are no other run's "the one on this machine"."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+    # Short, for paths of sockets.
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", temporary)
+        yield folder
+
+
+class Lost:
+    """A run that lost the node of its generators, and what was seen where."""
+
+    def __init__(self, runs: Path, nodes: Cluster):
+        self.nodes = nodes
+        command = [str(BIN / "iris-ray"), "run", str(runs / "recipe.yaml")]
+        command += ["--set", f"run.folder={runs}", "--set", f"run.ray_address={nodes.address}"]
+        self.run = Started(runs, command)
+
+    def play(self) -> None:
+        head, learner = self.nodes.head_node, self.add("learner", 1)
+        first = self.add("generators", 2)
+        self.run.wait_for(lambda: self.run.events("step"))
+        self.before = [self.seen(node) for node in (head, learner, first)]
+        second = self.add("generators", 2)
+        self.killed_at = time.time()
+        self.nodes.remove_node(first, allow_graceful=False)
+        self.run.wait_for(lambda: len(self.seen(second)) == 2)
+        self.after = [self.seen(node) for node in (head, learner, second)]
+        assert self.run.process.wait(timeout=120) == 0, self.run.printed()
+
+    def add(self, resource: str, amount: int) -> Any:
+        return self.nodes.add_node(num_cpus=1, memory=8 * GIB, resources={resource: amount})
+
+    def seen(self, node: Any) -> list[str]:
+        return actors_on(psutil.Process(node.all_processes["raylet"][0].process.pid))
+
+
+@pytest.fixture(scope="module")
+def lost(runs: Path) -> Iterator[Lost]:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        lost = Lost(runs, nodes)
+        try:
+            lost.play()
+            yield lost
+        finally:
+            lost.run.process.kill()
+            lost.run.output.close()
+    finally:
+        nodes.shutdown()
+
+
+def test_generators_and_learner_play_on_the_nodes_that_have_their_resources(lost: Lost) -> None:
+    head, learner, generators = lost.before
+    assert set(head) == STATE
+    assert learner == [RANK]
+    assert generators == [GENERATOR, GENERATOR]
+
+
+def test_a_lost_node_costs_its_generators_alone(lost: Lost) -> None:
+    assert lost.after == lost.before
+    reasons = {e["generator"]: e["reason"] for e in lost.run.events("generator") if e["state"] == "died"}
+    assert set(reasons) == {"generator-0", "generator-1"}, reasons
+    assert lost.run.summary()["resumes"] == 0
+
+
+def test_the_run_ends_with_every_pair_trained_on_once(lost: Lost) -> None:
+    summary = lost.run.summary()
+    assert summary["status"] == "finished"
+    assert summary["ledger"] == {"committed": PROMPTS * ITERATIONS, "lost": 0, "duplicated": 0}
+    for iteration in range(1, ITERATIONS + 1):
+        written = pq.read_table(lost.run.folder / "samples" / f"iteration-{iteration:03d}.parquet")
+        assert sorted(written["prompt_id"].to_pylist()) == list(range(PROMPTS))
+        assert set(written["version"].to_pylist()) == {iteration - 1}
+    assert any(event["time"] > lost.killed_at for event in lost.run.events("step"))
+
+
+# Slurm's two commands, for nodes that are all this machine. `srun` leaves out its own options, and gives each
+# node a temporary folder of its own, as other machines have.
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do
+    [[ $1 == --nodelist=* ]] && node=${1#*=}
+    shift
+done
+SLURM_CPUS_ON_NODE=2 exec "$@" "--temp-dir=$RAY_TMPDIR/$node"
+"""
+SCONTROL = "#!/usr/bin/env bash\nprintf 'node-%s\\n' 1 2\n"
+
+
+def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -> None:
+    """A node for the learner, one for generators; Slurm interrupts the job before its time limit."""
+    commands, runs = runs / "slurm" / "bin", runs / "slurm"
+    commands.mkdir(parents=True)
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (commands / name).write_text(script)
+        (commands / name).chmod(0o755)
+    # sbatch runs a copy of the script.
+    script = shutil.copy(ROOT / "cluster" / "slurm.sh", runs)
+    environment = {
+        "PATH": f"{commands}:{BIN}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_CPUS_ON_NODE": "2",
+    }
+    command = ["bash", str(script), str(runs.parent / "recipe.yaml"), "--set", f"run.folder={runs}"]
+    run = Started(runs, [*command, "--set", "schedule.iterations=100000"], environment)
+    job = psutil.Process(run.process.pid)
+    processes: list[psutil.Process] = []
+    try:
+        run.wait_for(lambda: run.events("step"))
+        processes = job.children(recursive=True)
+        raylets = [each for each in processes if each.name() == "raylet"]
+        places = [actors_on(raylet) for raylet in raylets]
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(timeout=120) == 130, run.printed()
+        assert run.summary()["status"] == "stopped"
+        _, left = psutil.wait_procs(raylets, timeout=30)
+        assert not left, f"Ray of the job outlives it: {left}"
+    finally:
+        if job.is_running():
+            processes = [job, *job.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        run.process.wait()
+        run.output.close()
+    assert {frozenset(names) for names in places} == {frozenset({*STATE, RANK}), frozenset({GENERATOR})}
