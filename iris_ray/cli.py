@@ -65,7 +65,7 @@ def run(
     try:
         with ConsoleView(console) as play.view:
             summary = play.run()
-    except (KeyboardInterrupt, RunStopped) as stop:
+    except KeyboardInterrupt as stop:
         console.print("Stopped. All actors have ended; the run folder keeps what was done.")
         console.print(f"To go on: {os.path.relpath(sys.argv[0])} run --resume {play.config.folder}")
         if isinstance(stop, RunStopped):

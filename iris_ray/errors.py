@@ -34,8 +34,8 @@ class ResourceError(IrisRayError):
     """The cluster cannot hold the actors that were asked for, or lost one."""
 
 
-class RunStopped(Exception):
-    """Somebody asked the run to stop, and it did, at a checkpoint."""
+class RunStopped(KeyboardInterrupt):
+    """Somebody asked the run to stop, from elsewhere, and it did, at a checkpoint."""
 
 
 class LostActorError(ResourceError):

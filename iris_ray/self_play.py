@@ -5,7 +5,7 @@ from typing import Any
 
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
 from iris_ray.config import RunConfig
-from iris_ray.errors import LostActorError, RunFolderError, RunStopped
+from iris_ray.errors import LostActorError, RunFolderError
 from iris_ray.model_card import write_model_card
 from iris_ray.preparation import Prepared, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
@@ -81,7 +81,7 @@ class SelfPlay:
     ) -> dict[str, Any]:
         from actors.service import Service
 
-        summary: dict[str, Any] = {"run": self.config.run.name, "status": "finished", "versions": versions()}
+        summary: dict[str, Any] = {"run": self.config.run.name, "status": "stopped", "versions": versions()}
         service: Service | None = None
         try:
             config = self.config.with_absolute_paths()
@@ -104,9 +104,7 @@ class SelfPlay:
             prepared.tokenizer.save_pretrained(folder.final)
             folder.write_probe(service.probe())
             write_model_card(folder.final, self.config, service.summary(), prepared.data.report)
-        except (KeyboardInterrupt, RunStopped):
-            summary["status"] = "stopped"
-            raise
+            summary["status"] = "finished"
         except Exception as error:
             # An error out of an actor may carry the traceback of every task it took along.
             summary |= {
