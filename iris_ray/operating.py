@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -10,6 +11,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from iris_ray.errors import ConfigError
@@ -75,6 +77,65 @@ def runs(
             row["run"], row["state"], f"{row['iteration']}/{row['iterations']}", _share(row["exact_match"])
         )
     console.print(table if rows else f"No runs in {folder}.")
+
+
+@operating.command(
+    epilog="Example: iris-ray submit recipes/demo.yaml --address http://127.0.0.1:8265 "
+    "--set run.folder=/shared/runs --follow"
+)
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(help="Folder whose code and recipes go along.")] = Path(),
+    runtime_env: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with a Ray runtime environment: what stays behind, variables."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show what it prints until it ends.")] = False,
+    as_json: AS_JSON = False,
+) -> None:
+    """Play a run as a job of a Ray cluster."""
+    from iris_ray.submission import Jobs
+
+    jobs = Jobs(address)
+    job = jobs.submit(recipe, overrides or [], working_dir, runtime_env)
+    if as_json:
+        typer.echo(json.dumps(asdict(job), indent=1))
+    else:
+        told = f"Job {job.id} plays {job.run}.\nDashboard: {job.dashboard}\nRun folder: {job.folder}"
+        console.print(told, highlight=False, soft_wrap=True)
+    if follow and not jobs.follow(job, lambda text: typer.echo(text, nl=False)):
+        raise typer.Exit(1)
+
+
+@operating.command(epilog="Example: iris-ray doctor --address 10.0.0.1:6379")
+def doctor(
+    address: Annotated[str | None, typer.Option(help="Ray cluster that runs shall join.")] = None,
+    folder: FOLDER = RUNS,
+    as_json: AS_JSON = False,
+) -> None:
+    """Check this machine, and say what to mend. Exit code 1 if runs cannot work as it is."""
+    from iris_ray.doctor import examine
+
+    findings = examine(folder, address)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        marks = {
+            "ok": "[green]ok[/green]",
+            "warning": "[yellow]warning[/yellow]",
+            "error": "[red]error[/red]",
+        }
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for finding in findings:
+            text = escape(finding.found) + (f"\n[bold]{escape(finding.fix)}[/bold]" if finding.fix else "")
+            table.add_row(marks[finding.level], finding.check, text)
+        console.print(table)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
 
 
 @operating.command(epilog="Example: iris-ray scale demo 4")

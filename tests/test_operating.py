@@ -1,0 +1,117 @@
+"""The commands that look at runs, and what a status is made of; test_generator_pool has those that steer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from iris_ray.cli import app
+from iris_ray.config import RunConfig
+from iris_ray.errors import ConfigError, RunFolderError
+from iris_ray.progress import finished_status, live_status
+from iris_ray.run_folder import RunFolder
+
+LIVE: dict[str, Any] = {
+    "iteration": 2,
+    "step": 3,
+    "steps": 12,
+    "alpha": 1.02,
+    "gap": 0.04,
+    "baseline": {"exact_match": 0.25},
+    "iterations": [
+        {"seconds": 40.0, "exact_match": 0.5, "staleness_max": 0},
+        {"seconds": None, "exact_match": None, "staleness_max": 1},
+    ],
+    "last_step": {"loss": -0.1},
+    "warnings": [],
+    "deaths": [],
+    "wanted": 1,
+    "generators": [
+        {"name": "generator-0", "state": "ready", "placed": True, "version": 1, "tokens_per_s": 9.0}
+    ],
+    "buffer": {"pairs": 96, "written": 40, "leased": 16, "ahead": 16, "ledger": {"committed": 96}},
+    "paused": False,
+    "stopping": False,
+    "last_checkpoint": "iteration-001",
+}
+
+
+def run_folder(runs: Path, name: str, **summary: Any) -> RunFolder:
+    values = {"run": {"name": name, "folder": str(runs)}, "model": {"path": "a"}, "data": {"path": "b"}}
+    folder = RunFolder.create(RunConfig.from_dict(values))
+    if summary:
+        folder.write_summary({"run": name, **summary})
+    return folder
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({}, "running"),
+        ({"iteration": 0}, "starting"),
+        ({"paused": True}, "paused"),
+        ({"paused": True, "stopping": True}, "stopping"),
+    ],
+)
+def test_the_state_of_a_run_that_goes_on(changed, state):
+    assert live_status("demo", 5, LIVE | changed)["state"] == state
+
+
+def test_the_time_left_follows_finished_iterations():
+    # 3 of 12 steps of the second iteration are done: 3.75 iterations of 40 s are left
+    assert live_status("demo", 5, LIVE)["eta_s"] == pytest.approx(150)
+    first = LIVE | {"iterations": LIVE["iterations"][1:], "iteration": 1}
+    assert live_status("demo", 5, first)["eta_s"] is None
+
+
+def test_the_last_model_that_was_evaluated_counts():
+    status = live_status("demo", 5, LIVE)
+    assert (status["exact_match"], status["loss"], status["staleness_max"]) == (0.5, -0.1, 1)
+    assert json.loads(json.dumps(status)) == status
+
+
+def test_a_finished_run_has_a_status_too(tmp_path):
+    iterations = [{"iteration": 1, "exact_match": 0.5}, {"iteration": 2, "exact_match": 0.75}]
+    folder = run_folder(tmp_path, "done", status="finished", iterations=iterations, ledger={"lost": 0})
+    status = finished_status(folder)
+    assert (status["state"], status["iteration"], status["exact_match"]) == ("finished", 2, 0.75)
+    printed = invoke("status", "done", "--folder", str(tmp_path), "--json")
+    assert json.loads(printed.stdout) == status
+    assert "done: finished" in invoke("status", str(folder.path)).stdout
+
+
+def test_runs_are_listed_with_how_they_stand(tmp_path):
+    run_folder(tmp_path, "failed", status="failed", error="no luck")
+    run_folder(tmp_path, "killed")
+    playing = run_folder(tmp_path, "playing")
+    playing.cluster.write_text("{}")
+    rows = json.loads(invoke("runs", "--folder", str(tmp_path), "--json").stdout)
+    states = {row["run"]: row["state"] for row in rows}
+    assert states == {"failed": "failed", "killed": "interrupted", "playing": "playing"}
+    assert "No runs in" in invoke("runs", "--folder", str(tmp_path / "nothing")).stdout
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "checkpoint", "stop"])
+def test_a_run_that_does_not_play_cannot_be_steered(tmp_path, command):
+    run_folder(tmp_path, "done", status="finished")
+    error = invoke(command, "done", "--folder", str(tmp_path)).exception
+    assert isinstance(error, RunFolderError)
+    assert "does not play" in str(error)
+
+
+def test_watching_and_json_do_not_go_together(tmp_path):
+    run_folder(tmp_path, "done", status="finished")
+    error = invoke("status", "done", "--folder", str(tmp_path), "--watch", "--json").exception
+    assert isinstance(error, ConfigError)
+
+
+def test_a_job_needs_a_dashboard():
+    error = invoke("submit", "recipes/demo.yaml", "--address", "http://127.0.0.1:1").exception
+    assert isinstance(error, ConfigError)
+    assert "no Ray dashboard answers there" in str(error)
