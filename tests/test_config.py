@@ -8,6 +8,7 @@ from conftest import run_config
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
+from iris_ray.reference import page
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 MINIMAL = {"model": {"path": "a"}, "data": {"path": "b"}}
@@ -253,3 +254,8 @@ def test_recipes_fit_and_are_named_after_their_file(path):
 def test_the_gsm8k_recipe_asks_for_its_data():
     with pytest.raises(ConfigError, match=r"set exactly one of data\.path"):
         RunConfig.from_yaml(Path(__file__).parents[1] / "recipes/gsm8k.yaml")
+
+
+def test_the_page_of_all_settings_is_up_to_date():
+    written = Path(__file__).parents[1] / "docs" / "configuration.md"
+    assert written.read_text() == page(), "run: python -m iris_ray.reference > docs/configuration.md"
