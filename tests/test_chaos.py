@@ -18,6 +18,8 @@ import pytest
 import yaml
 from conftest import made_model, metric_events
 
+pytestmark = pytest.mark.timeout(1800)  # each generator that is killed has to start anew
+
 KILLS = 50
 PROMPTS = 120
 STEPS = 3  # of an iteration
