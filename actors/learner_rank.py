@@ -3,31 +3,24 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 import ray.train
 import torch.distributed as dist
-from ray.train.torch import get_device
 
 from actors import names
-from actors.weight_broadcasts import WeightBroadcasts
-from actors.weight_publishing import put_buckets
+from actors.learner_events import Event, LearnerEvents
+from actors.weight_publishing import WeightPublisher
 from iris_ray.config import RunConfig
-from iris_ray.contracts import Order, SelfPlayPair
+from iris_ray.contracts import SelfPlayPair
 from iris_ray.errors import ResourceError, RunStopped
 from iris_ray.refresh import newest_version, steps_between
 from iris_ray.round_buffer import Share
-from iris_ray.weights.buckets import lay_out
-from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest
-from iris_ray.weights.shares import WeightShare
 
 if TYPE_CHECKING:
     from iris_ray.learner.learner_state import RoundProgress
     from iris_ray.learner.self_play_learner import SelfPlayLearner
-
-
-Event = Order | Literal["there", "generators"]
 
 
 class LearnerRank:
@@ -42,108 +35,19 @@ class LearnerRank:
         self.buffer = names.find(config.run.name, names.SAMPLE_BUFFER)
         self.controller = names.find(config.run.name, names.CONTROLLER)
         self.store = names.find(config.run.name, names.WEIGHT_STORE)
-        self.probe = self.wait(self.buffer.probe.remote(), "the probe")
-        self.broadcasts: WeightBroadcasts | None = None
-        if config.sync.transport != "object_store":
-            self.broadcasts = WeightBroadcasts(config.sync, self.store, get_device())
-        self.layout: list[list[TensorSpec]] = []
-        self.published: int
-        self.published_opponent: bool
+        self.weights: WeightPublisher
+        self.events: LearnerEvents
         self.paused: bool
-        number, self.paused = self.wait(self.controller.standing_orders.remote(), "standing orders")
-        self._await_order(number)
+        probe = self.wait(self.buffer.probe.remote(), "the probe")
+        self.weights = WeightPublisher(config, learner, self.store, probe, self.rank, self.ranks)
+        taken, self.paused = self.wait(self.controller.standing_orders.remote(), "the orders that stand")
+        self.events = LearnerEvents(
+            self.controller, self.weights.broadcasts, self.rank, self.ranks, orders_taken=taken
+        )
 
     def publish(self, version: int, opponent: bool = False) -> None:
         """List the policy's weights, or the opponent's, as `version` for generators to pull."""
-        self.published, self.published_opponent = version, opponent
-        buckets = self._buckets(opponent)
-        probe = self._probe(opponent)
-        weights = WeightShare(version, self.rank, self.ranks, buckets, probe if self.rank == 0 else None)
-        self.wait(self.store.publish.remote(weights), f"the weight store to take version {version}")
-
-    def _buckets(self, opponent: bool) -> list[Bucket]:
-        """This rank's share: put into the object store, or to be sent when generators come for them."""
-        weights, bucket_bytes = self.learner.weights(opponent), self.config.sync.bucket_mib << 20
-        if self.broadcasts:
-            self.layout = self.layout or lay_out(weights, bucket_bytes)
-            return [Bucket(None, tensors) for tensors in self.layout[self.rank :: self.ranks]]
-        # All ranks walk through all weights, as ZeRO-3 gathers each of them, and share the copying.
-        return put_buckets(
-            weights,
-            bucket_bytes,
-            self.rank,
-            self.ranks,
-            # The policy's own parameters stay as they are until this returns; what is gathered does not.
-            lasting=not opponent and self.config.learner.zero_stage < 3,
-        )
-
-    def _probe(self, opponent: bool) -> Probe:
-        return Probe(self.probe, self.learner.token_logprobs(self.probe, opponent))
-
-    def _send(self) -> None:
-        """Send weights to the generators that have come for them."""
-        # Online, the policy may have gone on since it was published: the number stays, the probe is new.
-        opponent = self.published_opponent
-        probe, weights = self._probe(opponent), self.learner.weights(opponent)
-        if self.rank == 0:
-            assert self.broadcasts
-            buckets = [Bucket(None, tensors) for tensors in self.layout]
-            self.broadcasts.send(WeightManifest(self.published, buckets, probe), weights)
-        else:
-            for _ in weights:
-                pass
-
-    def _next_event(self, *, awaited: ray.ObjectRef | None, what: str, orders: bool) -> Event:
-        """What comes first; rank 0 looks, and all ranks get the answer.
-
-        "there" once `awaited` is, "generators" when some come for weights, an order if `orders` are taken.
-        """
-        event: list[Any] = [self._look(awaited, what, orders) if self.rank == 0 else None]
-        if self.ranks > 1:
-            dist.broadcast_object_list(event)
-        return event[0]
-
-    def _look(self, awaited: ray.ObjectRef | None, what: str, orders: bool) -> Event:
-        watched: list[Any] = []
-        if orders:
-            watched.append(self.order)
-        if self.broadcasts:
-            watched.append(self.broadcasts.comers())
-        if awaited is not None:
-            watched.append(awaited)
-        there, _ = ray.wait(watched, timeout=None if awaited is None else self.config.run.wait_timeout_s)
-        if not there:
-            self._late(what)
-        if there[0] == awaited:
-            return "there"
-        if there[0] != self.order:
-            return "generators"
-        order: Order = ray.get(self.order)
-        self._await_order(self.orders_taken + 1)
-        return order
-
-    def _await_order(self, number: int) -> None:
-        self.orders_taken = number
-        self.order: Any = self.controller.next_order.remote(number)
-
-    def _next_batch(self, share: ray.ObjectRef, what: str, checkpoint: Callable[[], None]) -> Share:
-        """The batch, once it is there; what a person orders comes first. Raises `RunStopped`."""
-        while True:
-            event = self._next_event(awaited=None if self.paused else share, what=what, orders=True)
-            if event == "there":
-                break
-            if event == "generators":
-                self._send()
-            if event in ("pause", "resume"):
-                self.paused = event == "pause"
-            if event in ("checkpoint", "stop"):
-                checkpoint()
-            if self.rank == 0 and event != "generators":
-                self.controller.record_obeyed.remote()
-            if event == "stop":
-                raise RunStopped
-        batch: Share = self.wait(share, what)
-        return batch
+        self.wait(self.weights.publish(version, opponent), f"the weight store to take version {version}")
 
     def next_round(self, version: int) -> "RoundProgress | None":
         """Open the next round, on every rank; `None` when the game is over."""
@@ -155,8 +59,7 @@ class LearnerRank:
             return None
         progress = RoundProgress(*opened)
         self.learner.start_round(progress.round.iteration, progress.steps)
-        # From now on the policy moves. Online, generators that come late get it as it is by then.
-        self.published_opponent = self.refresh_every is None
+        self.weights.policy_moves(keeps_opponent=self.refresh_every is None)
         return progress
 
     def play(self, progress: "RoundProgress", checkpoint: Callable[[], None]) -> None:
@@ -196,11 +99,33 @@ class LearnerRank:
         what = "the controller to close the round"
         self.ask(lambda: self.controller.round_ended.remote(end, waited), what)
 
+    def _next_batch(self, share: ray.ObjectRef, what: str, checkpoint: Callable[[], None]) -> Share:
+        """The batch, once it is there; what a person orders comes first. Raises `RunStopped`."""
+        while (event := self._next_event(None if self.paused else share, what, orders=True)) != "there":
+            if event == "generators":
+                self.weights.send()
+                continue
+            if event in ("checkpoint", "stop"):
+                checkpoint()
+            else:
+                self.paused = event == "pause"
+            self.events.obeyed()
+            if event == "stop":
+                raise RunStopped
+        batch: Share = self.wait(share, what)
+        return batch
+
+    def _next_event(self, awaited: ray.ObjectRef | None, what: str, orders: bool = False) -> Event:
+        event = self.events.next(awaited, self.config.run.wait_timeout_s, orders)
+        if event == "late":
+            self._late(what)
+        return event
+
     def ask(self, question: Callable[[], ray.ObjectRef], what: str) -> Any:
         """Rank 0 asks; all ranks get the answer."""
         reference = question() if self.rank == 0 else None
-        while self.broadcasts and self._next_event(awaited=reference, what=what, orders=False) != "there":
-            self._send()
+        while self.weights.broadcasts and self._next_event(reference, what) != "there":
+            self.weights.send()
         answer = [self.wait(reference, what) if reference else None]
         dist.broadcast_object_list(answer)
         return answer[0]

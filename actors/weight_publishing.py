@@ -1,12 +1,87 @@
-"""The learner's end of a weight update."""
+"""The learner's end of weight updates."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
+from ray.actor import ActorHandle
+from ray.train.torch import get_device
 
-from iris_ray.weights.manifest import Bucket
-from iris_ray.weights.shares import share_buckets
+from actors.weight_broadcasts import WeightBroadcasts
+from iris_ray.config import RunConfig
+from iris_ray.weights.buckets import lay_out
+from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest
+from iris_ray.weights.shares import WeightShare, share_buckets
+
+if TYPE_CHECKING:
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+
+class WeightPublisher:
+    """Lists versions for generators to pull; every rank has one and calls every method.
+
+    The bytes are put into the object store, or wait for generators to come for them (`sync.transport`).
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        learner: "SelfPlayLearner",
+        store: ActorHandle,
+        probe: list[list[int]],
+        rank: int,
+        ranks: int,
+    ):
+        self.config = config
+        self.learner = learner
+        self.store = store
+        self.probe = probe
+        self.rank = rank
+        self.ranks = ranks
+        self.broadcasts: WeightBroadcasts | None = None
+        if config.sync.transport != "object_store":
+            self.broadcasts = WeightBroadcasts(config.sync, store, get_device())
+        self.layout: list[list[TensorSpec]] = []
+        self.version = 0
+        self.opponent = False
+
+    def publish(self, version: int, opponent: bool) -> Any:
+        """List the policy's weights, or the opponent's; returns the object reference to wait for."""
+        self.version, self.opponent = version, opponent
+        buckets, probe = self._buckets(), self._probe()
+        share = WeightShare(version, self.rank, self.ranks, buckets, probe if self.rank == 0 else None)
+        return self.store.publish.remote(share)
+
+    def policy_moves(self, keeps_opponent: bool) -> None:
+        """From now on the policy is trained: generators that come late get the opponent, if one is kept."""
+        self.opponent = keeps_opponent
+
+    def send(self) -> None:
+        """Send weights to the generators that have come for them."""
+        assert self.broadcasts
+        # Online, the policy may have gone on since it was published: the number stays, the probe is new.
+        probe, weights = self._probe(), self.learner.weights(self.opponent)
+        if self.rank == 0:
+            buckets = [Bucket(None, tensors) for tensors in self.layout]
+            self.broadcasts.send(WeightManifest(self.version, buckets, probe), weights)
+        else:
+            for _ in weights:
+                pass  # what is gathered (ZeRO-3) is gathered by all ranks
+
+    def _buckets(self) -> list[Bucket]:
+        """This rank's share."""
+        weights, bucket_bytes = self.learner.weights(self.opponent), self.config.sync.bucket_mib << 20
+        if self.broadcasts:
+            self.layout = self.layout or lay_out(weights, bucket_bytes)
+            return [Bucket(None, tensors) for tensors in self.layout[self.rank :: self.ranks]]
+        # All ranks walk through all weights, as ZeRO-3 gathers each of them, and share the copying. The
+        # policy's own parameters stay as they are until this returns; what is gathered does not.
+        lasting = not self.opponent and self.config.learner.zero_stage < 3
+        return put_buckets(weights, bucket_bytes, self.rank, self.ranks, lasting)
+
+    def _probe(self) -> Probe:
+        return Probe(self.probe, self.learner.token_logprobs(self.probe, self.opponent))
 
 
 def put_buckets(
