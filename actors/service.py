@@ -103,7 +103,10 @@ class Service:
                 raise ResourceError(self._late(status))
 
     def _late(self, status: dict[str, Any]) -> str:
-        states = ", ".join(f"{g['name']} is {g['state']}" for g in status["generators"])
+        states = ", ".join(
+            f"{g['name']} {'is ' + g['state'] if g['placed'] else 'waits for resources'}"
+            for g in status["generators"]
+        )
         return (
             f"the run did not start within run.start_timeout_s={self.config.run.start_timeout_s:g} s "
             f"({states}). Look at the Ray dashboard for actors that wait for resources, or raise the limit."
