@@ -71,9 +71,17 @@ def live_run(run: str | Path, address: str | None = None) -> Iterator[LiveRun]:
     folder = RunFolder(Path(run))
     if address is None and folder.cluster.exists():
         address = json.loads(folder.cluster.read_text())["address"]
+        try:
+            connect(address)
+        except ConfigError as error:
+            raise RunFolderError(
+                f"{run}: the Ray cluster that it played on, {address}, does not answer: the run was killed. "
+                f"To go on: iris-ray run --resume {run}"
+            ) from error
     elif address is None and folder.config.exists():
         raise RunFolderError(f"{run}: this run does not play. To go on: iris-ray run --resume {run}")
-    connect(address or "auto")
+    else:
+        connect(address or "auto")
     try:
         yield LiveRun(folder.path.name)
     finally:

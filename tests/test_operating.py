@@ -105,6 +105,14 @@ def test_a_run_that_does_not_play_cannot_be_steered(tmp_path, command):
     assert "does not play" in str(error)
 
 
+def test_a_run_that_was_killed_with_its_cluster(tmp_path):
+    killed = run_folder(tmp_path, "killed")
+    killed.cluster.write_text(json.dumps({"address": "127.0.0.1:1", "dashboard": None}))
+    error = invoke("status", "killed", "--folder", str(tmp_path)).exception
+    assert isinstance(error, RunFolderError)
+    assert "the run was killed. To go on: iris-ray run --resume" in str(error)
+
+
 def test_watching_and_json_do_not_go_together(tmp_path):
     run_folder(tmp_path, "done", status="finished")
     error = invoke("status", "done", "--folder", str(tmp_path), "--watch", "--json").exception
