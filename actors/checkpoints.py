@@ -75,7 +75,9 @@ class Checkpoints:
         )
         self.newest = name
         if self.rank.rank == 0:
-            self.rank.controller.record_checkpoint.remote(name)
+            # Waited for: who ordered it is told its name once the order was obeyed.
+            noted: Any = self.rank.controller.record_checkpoint.remote(name)
+            self.rank.wait(noted, "the controller to take note of a checkpoint")
 
     def restore(self) -> tuple[int, RoundProgress | None]:
         """Bring learner and actors to the last checkpoint, or to the beginning if there is none.

@@ -30,7 +30,7 @@ RECIPE = {
 }
 
 
-@pytest.fixture(scope="module", params=["finish", "continue"])
+@pytest.fixture(scope="module", params=["continue"])  # test_in_flight has the other ways
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     config = RunConfig.from_dict(
         RECIPE
@@ -71,12 +71,15 @@ def test_no_pair_was_staler_than_allowed_when_it_was_trained_on(run: tuple[Path,
         assert max(versions) < first + STEPS // EVERY
 
 
-def test_one_version_writes_a_response_unless_told_otherwise(run: tuple[Path, dict]) -> None:
+def test_pairs_tell_which_versions_wrote_them(run: tuple[Path, dict]) -> None:
     folder, _ = run
     pairs = [pair for path in folder.glob("samples/*.parquet") for pair in pq.read_table(path).to_pylist()]
-    crossed = [pair for pair in pairs if len(pair["version_spans"]) > 1]
     assert len(pairs) == PROMPTS * ITERATIONS
-    assert not crossed or RunConfig.from_yaml(folder / "config.yaml").generation.in_flight == "continue"
+    for pair in pairs:
+        versions, tokens = zip(*(span.values() for span in pair["version_spans"]), strict=True)
+        assert sum(tokens) == len(pair["synthetic_tokens"])
+        assert list(versions) == sorted(set(versions))
+        assert pair["version"] >= versions[-1]
 
 
 def test_right_after_a_refresh_the_two_engines_agree(run: tuple[Path, dict]) -> None:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iris_ray.cli import main
 from iris_ray.config import Alpha, RunConfig
-from iris_ray.contracts import SelfPlayPair, StepReport, Update
+from iris_ray.contracts import SelfPlayPair, StepReport, Update, VersionSpan
 from iris_ray.errors import RunFolderError
 from iris_ray.game import Round
 from iris_ray.gap import PairMeans
@@ -105,7 +105,16 @@ def pairs_of(prepared: Prepared, iteration: int) -> list[SelfPlayPair]:
         wrong = [*tokenizer.encode(HOSTILE if number == 0 else f"äöü {number}"), tokenizer.eos_token_id]
         written = real if met else wrong
         pairs.append(
-            SelfPlayPair(iteration, number, row["prompt_tokens"], real, written, "stop", iteration - 1)
+            SelfPlayPair(
+                iteration,
+                number,
+                row["prompt_tokens"],
+                real,
+                written,
+                "stop",
+                iteration - 1,
+                [VersionSpan(iteration - 1, len(written))],
+            )
         )
     return pairs
 
@@ -585,7 +594,7 @@ def test_iterations_that_share_no_prompt_show_the_last(begun, finished):
     folder, _ = begun
     tokenizer = AutoTokenizer.from_pretrained(finished.final)
     for iteration in (1, 2):
-        pair = SelfPlayPair(iteration, iteration, [5], [6, 7], [6, 7], "stop", 0)
+        pair = SelfPlayPair(iteration, iteration, [5], [6, 7], [6, 7], "stop", 0, [VersionSpan(0, 2)])
         again = replace(pair, synthetic_tokens=[7, 7], replica=1)
         write_samples(folder.samples / f"iteration-{iteration:03d}.parquet", [[pair, again]], tokenizer)
     pairs = shown_pairs(folder)
