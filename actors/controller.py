@@ -102,9 +102,6 @@ class Controller:
         pauses = [order for order in self.orders[: self.obeyed] if order in ("pause", "resume")]
         return pauses[-1:] == ["pause"]
 
-    async def planned_iterations(self) -> int:
-        return self.config.schedule.iterations
-
     async def record_stop(self) -> None:
         """The learner stopped, as it was asked to."""
         self.stopped = True
@@ -197,6 +194,7 @@ class Controller:
         return self.records.status() | {
             "failure": self.failure,
             "learner_starts": self.learner_starts,
+            "planned": self.config.schedule.iterations,
             "paused": self.paused,
             "stopping": "stop" in self.orders,
             "stopped": self.stopped,

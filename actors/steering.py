@@ -31,12 +31,10 @@ class LiveRun:
         except ValueError:
             there = ", ".join(live_runs()) or "none"
             raise ConfigError(f"{name}: no such run plays on this Ray cluster. There: {there}.") from None
-        planned: Any = self.controller.planned_iterations.remote()
-        self.iterations: int = ray.get(planned, timeout=TIMEOUT_S)
 
     def status(self) -> dict[str, Any]:
         """As `live_status`."""
-        return live_status(self.name, self.iterations, run_status(self.name, TIMEOUT_S))
+        return live_status(self.name, run_status(self.name, TIMEOUT_S))
 
     def scale(self, count: int) -> None:
         """Have `count` generators. Returns at once: those that leave finish what they have."""

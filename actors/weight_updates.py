@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +65,17 @@ class WeightUpdates:
         return manifest, await self._proven(manifest, load(manifest))
 
     async def _load_broadcast(self) -> tuple[WeightManifest, Update]:
-        for attempt in count(1):
+        failed = 0
+        while True:
             broadcast = await self._invitation()
             try:
                 update = await self._proven(broadcast.manifest, self._receive(broadcast))
                 return broadcast.manifest, update
             except UpdateError:
                 await self.store.give_up.remote(broadcast.number)
-                if attempt == ATTEMPTS:
+                failed += 1
+                if failed == ATTEMPTS:
                     raise
-        raise AssertionError
 
     async def _invitation(self) -> Broadcast:
         """Wait until the learner is about to send weights: it comes between two steps."""

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from iris_ray.checkpoints import StoredCheckpoint
 from iris_ray.config import RunConfig
 from iris_ray.errors import LostActorError
+from iris_ray.evaluation import share
 from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
-from iris_ray.report import share
 from iris_ray.scratch.warmup import WarmupResult
 from iris_ray.view import View
 

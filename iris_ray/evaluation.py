@@ -39,3 +39,8 @@ def _found(text: str, pattern: str | None) -> str | None:
         return text.strip()
     found = re.findall(pattern, text)
     return found[-1].strip() if found else None
+
+
+def share(value: float | None) -> str:
+    """A score as people read it."""
+    return "–" if value is None else f"{value:.1%}"

@@ -10,8 +10,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from iris_ray.config import RunConfig
 from iris_ray.data.report import DataReport
+from iris_ray.evaluation import share
 from iris_ray.plugins import objective_has_order
-from iris_ray.report import share
 from iris_ray.versions import versions
 
 FILES = {".jsonl", ".json", ".csv", ".parquet"}  # never names on the hub, even where they are not at hand

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from iris_ray.errors import ConfigError
-from iris_ray.progress import finished_status
+from iris_ray.evaluation import share
+from iris_ray.progress import folder_status
 from iris_ray.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def status(
     if watch and as_json:
         raise ConfigError("--watch and --json: choose one of them.")
     if (found := _finished(run, folder, address)) is not None:
-        _show(finished_status(found), as_json)
+        _show(folder_status(found), as_json)
     elif watch:
         _at_run(run, folder, address, _watch)
     else:
@@ -64,17 +65,14 @@ def runs(
 ) -> None:
     """The runs that have a folder here, and how each ended or that it goes on."""
     found = sorted(path.parent for path in folder.glob("*/config.yaml"))
-    rows = [
-        finished_status(RunFolder(path)) | ({"state": "playing"} if RunFolder(path).cluster.exists() else {})
-        for path in found
-    ]
+    rows = [folder_status(RunFolder(path)) for path in found]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     table = _table("run", "state", "iteration", "exact match")
     for row in rows:
         table.add_row(
-            row["run"], row["state"], f"{row['iteration']}/{row['iterations']}", _share(row["exact_match"])
+            row["run"], row["state"], f"{row['iteration']}/{row['iterations']}", share(row["exact_match"])
         )
     console.print(table if rows else f"No runs in {folder}.")
 
@@ -237,7 +235,7 @@ def status_table(now: Status) -> Table:
     for name, form in (("alpha", "{:.3f}"), ("gap", "{:.4f}"), ("loss", "{:.4f}"), ("eta_s", "{:.0f} s")):
         if now.get(name) is not None:
             facts.add_row({"alpha": "α", "eta_s": "left"}.get(name, name), form.format(now[name]))
-    facts.add_row("exact match", _share(now["exact_match"]))
+    facts.add_row("exact match", share(now["exact_match"]))
     if buffer := now.get("buffer"):
         told = f"{buffer['written']}/{buffer['pairs']} pairs written, {buffer['ahead']} ahead of the learner"
         facts.add_row("buffer", told)
@@ -264,7 +262,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in ("run", "generator", "state") else "right")
     return table
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"

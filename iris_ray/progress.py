@@ -5,27 +5,25 @@ from typing import Any
 from iris_ray.run_folder import RunFolder
 
 
-def live_status(run: str, iterations: int, status: dict[str, Any]) -> dict[str, Any]:
+def live_status(run: str, status: dict[str, Any]) -> dict[str, Any]:
     """What `iris-ray status` tells of a run that goes on, in plain JSON types.
 
     `status` comes from its actors. Times are in seconds, rates in 1/s, `staleness_max` in versions.
     """
     last, step = status["iterations"][-1:] or [{}], status["last_step"]
-    scores = [entry["exact_match"] for entry in (status["baseline"], *status["iterations"])]
-    known = [score for score in scores if score is not None]
     buffer = status["buffer"]
     return {
         "run": run,
         "state": run_state(status),
         "iteration": status["iteration"],
-        "iterations": iterations,
+        "iterations": status["planned"],
         "step": status["step"],
         "steps": status["steps"],
         "alpha": status["alpha"],
         "gap": status["gap"],
         "loss": step.get("loss"),
-        "exact_match": known[-1] if known else None,
-        "eta_s": _eta(iterations, status),
+        "exact_match": _last_score(status["baseline"], status["iterations"]),
+        "eta_s": _eta(status),
         "generators_wanted": status["wanted"],
         "generators": status["generators"],
         "deaths": len(status["deaths"]),
@@ -37,20 +35,17 @@ def live_status(run: str, iterations: int, status: dict[str, Any]) -> dict[str, 
     }
 
 
-def finished_status(folder: RunFolder) -> dict[str, Any]:
-    """The same of a run that no longer plays, as far as its folder tells."""
+def folder_status(folder: RunFolder) -> dict[str, Any]:
+    """The same as far as a run's folder tells; `playing` stands for all states of a run that goes on."""
     summary = folder.read_summary()
     entries = summary.get("iterations", [])
-    scores = [
-        entry["exact_match"] for entry in (summary.get("baseline", {}), *entries) if "exact_match" in entry
-    ]
     return {
         "run": folder.path.name,
-        "state": summary.get("status", "interrupted"),
+        "state": "playing" if folder.cluster.exists() else summary.get("status", "interrupted"),
         "iteration": entries[-1]["iteration"] if entries else 0,
         "iterations": folder.read_config().schedule.iterations,
         "step": 0,
-        "exact_match": scores[-1] if scores else None,
+        "exact_match": _last_score(summary.get("baseline", {}), entries),
         "generators": [],
         "ledger": summary.get("ledger"),
         "error": summary.get("error"),
@@ -66,10 +61,16 @@ def run_state(status: dict[str, Any]) -> str:
     return "running" if status["iteration"] else "starting"
 
 
-def _eta(iterations: int, status: dict[str, Any]) -> float | None:
+def _eta(status: dict[str, Any]) -> float | None:
     """Seconds to the end, as finished iterations took on average; `None` before the first is over."""
     took = [entry["seconds"] for entry in status["iterations"] if entry["seconds"]]
     if not took or not status["steps"]:
         return None
-    left = iterations - status["iteration"] + 1 - status["step"] / status["steps"]
+    left = status["planned"] - status["iteration"] + 1 - status["step"] / status["steps"]
     return max(left, 0) * sum(took) / len(took)
+
+
+def _last_score(baseline: dict[str, Any], iterations: list[dict[str, Any]]) -> float | None:
+    """Of the last model that was evaluated."""
+    scores = [entry.get("exact_match") for entry in (baseline, *iterations)]
+    return next((score for score in reversed(scores) if score is not None), None)

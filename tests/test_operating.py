@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from iris_ray.cli import app
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, RunFolderError
-from iris_ray.progress import finished_status, live_status
+from iris_ray.progress import folder_status, live_status
 from iris_ray.run_folder import RunFolder
 
 LIVE: dict[str, Any] = {
+    "planned": 5,
     "iteration": 2,
     "step": 3,
     "steps": 12,
@@ -60,18 +61,18 @@ def invoke(*arguments: str) -> Any:
     ],
 )
 def test_the_state_of_a_run_that_goes_on(changed, state):
-    assert live_status("demo", 5, LIVE | changed)["state"] == state
+    assert live_status("demo", LIVE | changed)["state"] == state
 
 
 def test_the_time_left_follows_finished_iterations():
     # 3 of 12 steps of the second iteration are done: 3.75 iterations of 40 s are left
-    assert live_status("demo", 5, LIVE)["eta_s"] == pytest.approx(150)
+    assert live_status("demo", LIVE)["eta_s"] == pytest.approx(150)
     first = LIVE | {"iterations": LIVE["iterations"][1:], "iteration": 1}
-    assert live_status("demo", 5, first)["eta_s"] is None
+    assert live_status("demo", first)["eta_s"] is None
 
 
 def test_the_last_model_that_was_evaluated_counts():
-    status = live_status("demo", 5, LIVE)
+    status = live_status("demo", LIVE)
     assert (status["exact_match"], status["loss"], status["staleness_max"]) == (0.5, -0.1, 1)
     assert json.loads(json.dumps(status)) == status
 
@@ -79,7 +80,7 @@ def test_the_last_model_that_was_evaluated_counts():
 def test_a_finished_run_has_a_status_too(tmp_path):
     iterations = [{"iteration": 1, "exact_match": 0.5}, {"iteration": 2, "exact_match": 0.75}]
     folder = run_folder(tmp_path, "done", status="finished", iterations=iterations, ledger={"lost": 0})
-    status = finished_status(folder)
+    status = folder_status(folder)
     assert (status["state"], status["iteration"], status["exact_match"]) == ("finished", 2, 0.75)
     printed = invoke("status", "done", "--folder", str(tmp_path), "--json")
     assert json.loads(printed.stdout) == status

@@ -5,6 +5,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from iris_ray.evaluation import share
 from iris_ray.objectives import build_objective
 
 
@@ -30,7 +31,3 @@ def results_table(summary: dict[str, Any]) -> Table:
             f"{entry['seconds']:.1f}",
         )
     return table
-
-
-def share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"

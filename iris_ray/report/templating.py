@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from iris_ray.report.results import share
+from iris_ray.evaluation import share
 
 NONE = "–"
 
