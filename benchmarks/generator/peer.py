@@ -19,7 +19,7 @@ from iris_ray.run_folder import RunFolder
 
 
 class Peer:
-    """Engine, sampling and seeds are those of the generator. Only who feeds the engine differs."""
+    """Engine settings, sampling and seeds are those of the generator; where vLLM computes is left to vLLM."""
 
     def __init__(self, settings: Settings, folder: Path):
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start, (settings, folder))
@@ -48,7 +48,8 @@ class _Offline:
 
         self.config = settings.config(folder)
         self.rows = list(map(demonstration, load_split(RunFolder(self.config.folder).data, "train")))
-        self.llm = LLM(**engine_settings(self.config, str(self.config.model.path)))
+        engine = engine_settings(self.config, str(self.config.model.path))
+        self.llm = LLM(**engine | {"distributed_executor_backend": None})
 
     def block(self, iteration: int) -> Block:
         from vllm import SamplingParams
