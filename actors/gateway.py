@@ -14,6 +14,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
+from starlette.types import Message
 from transformers import AutoTokenizer
 
 from actors import names
@@ -28,8 +29,8 @@ from iris_ray.run_folder import RunFolder
 
 TOKEN_VARIABLE = "IRIS_RAY_TOKEN"
 FRESH_S = 1.0  # age of the list of generators that requests are sent to
-START_TIMEOUT_S = 120
-LEAVE_TIMEOUT_S = 5
+LEAVE_TIMEOUT_S = 2
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 VISITORS = 200  # requests at the same time, of whatever kind
 
 
@@ -72,7 +73,7 @@ class RunOnCluster:
 
     async def respond(
         self, method: str, path: str, body: dict[str, Any] | None
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncGenerator[Message, None]:
         name, generator = await asyncio.to_thread(self._choose)
         messages = generator.respond.options(num_returns="streaming").remote(method, path, body)
         self.answering[name] += 1
@@ -165,24 +166,20 @@ def gateway(config: RunConfig) -> Iterator[str | None]:
     elif not folder.token.exists():
         folder.write_token(secrets.token_urlsafe(24))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
-    ours = not serve.status().proxies
     settings = config.gateway
-    serve.start("HeadOnly", {"host": settings.host, "port": settings.port}, logging_config=quiet)
+    serve.start("HeadOnly", {"host": settings.host, "port": settings.port}, logging_config=QUIET)
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    deployment = serve.deployment(
-        Gateway,
+    deployment: Any = serve.deployment(
         name="gateway",
         ray_actor_options={"num_cpus": 0, "label_selector": here},
         max_ongoing_requests=VISITORS,
         graceful_shutdown_timeout_s=LEAVE_TIMEOUT_S,
-        logging_config=quiet,
-    )
+        graceful_shutdown_wait_loop_s=LEAVE_TIMEOUT_S,
+        logging_config=QUIET,
+    )(Gateway)
     name = f"iris-ray-{config.run.name}"
     serve.run(deployment.bind(config), name=name, route_prefix=settings.prefix)
     try:
         yield f"http://{settings.host}:{settings.port}{settings.prefix}"
     finally:
-        serve.delete(name)
-        if ours and not serve.status().applications:
-            serve.shutdown()
+        serve.delete(name)  # Serve itself stays for other runs, or ends with the cluster

@@ -18,6 +18,8 @@ from iris_ray.generation.in_flight import InFlight
 from iris_ray.weights.manifest import WeightManifest, WeightsLost
 
 if TYPE_CHECKING:
+    from starlette.types import Message
+
     from iris_ray.generation.policy_engine import PolicyEngine, Response
 
 DELIVERY_PAUSE_S = 0.1  # lets pairs come together into one message
@@ -153,9 +155,7 @@ class Generator:
             self.answering.leave()
             self.in_flight.leave()
 
-    async def respond(
-        self, method: str, path: str, body: dict[str, Any] | None
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def respond(self, method: str, path: str, body: dict[str, Any] | None) -> "AsyncIterator[Message]":
         """Answer an OpenAI-compatible request: the ASGI messages of vLLM's response, as they come."""
         async with self.updating:  # an update that waits for what is under way does not wait for ever
             if self.failure:

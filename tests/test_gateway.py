@@ -1,7 +1,7 @@
-"""A run over HTTP while it trains: real Ray Serve, vLLM and DeepSpeed, the official OpenAI client, a browser."""
+"""A run over HTTP while it trains: real Ray Serve, vLLM and DeepSpeed, OpenAI's client, a browser."""
 
 import json
-import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +18,7 @@ import pytest
 import schemathesis
 import yaml
 from conftest import made_model, metric_events
-from schemathesis.checks import not_a_server_error
+from hypothesis import settings
 
 from actors.steering import live_run
 
@@ -27,7 +27,7 @@ RECIPE = {
     "run": {"name": "served"},
     "model": made_model(warmup_steps=20),
     "data": {
-        "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
+        "sort_digits": {"examples": 1200, "min_digits": 2, "max_digits": 4},
         "holdout": 8,
         "max_prompt_tokens": 64,
         "max_response_tokens": LONGEST,
@@ -115,7 +115,9 @@ def test_curves_are_those_of_the_metrics(served: Served) -> None:
     steps = metric_events(served.folder, "step")[: metrics["steps"]]
     assert metrics["curves"]["loss"]["x"] == list(range(1, metrics["steps"] + 1))
     assert metrics["curves"]["loss"]["y"] == pytest.approx([step["loss"] for step in steps])
-    assert {"alpha", "gap", "reward_real", "ess_real", "staleness_max", "exact_match"} <= metrics["curves"].keys()
+    assert {"alpha", "gap", "reward_real", "ess_real", "staleness_max", "exact_match"} <= metrics[
+        "curves"
+    ].keys()
 
 
 def test_pairs_are_shown_as_texts(served: Served) -> None:
@@ -147,8 +149,10 @@ def test_it_pauses_and_goes_on(served: Served) -> None:
 
 
 def test_a_checkpoint_is_taken(served: Served) -> None:
+    before = served.http.get("/status").json()["last_checkpoint"]
     name = served.post("/checkpoint").json()["last_checkpoint"]
-    assert list((served.folder / "checkpoints").glob(f"**/{name}"))
+    assert re.fullmatch(r"iteration-\d+(-step-\d+)?", name)
+    assert name != before
 
 
 def test_it_is_scaled(served: Served) -> None:
@@ -193,11 +197,11 @@ def test_it_talks_while_it_trains(served: Served) -> None:
         whole = served.openai.chat.completions.create(**ask)
         pieces = list(served.openai.chat.completions.create(**ask, stream=True))
         written = "".join(piece.choices[0].delta.content or "" for piece in pieces)
-        versions = {whole.system_fingerprint, *(piece.system_fingerprint for piece in pieces)}
+        versions = {whole.system_fingerprint, pieces[-1].system_fingerprint}
         return versions, [whole.choices[0].message.content, written]
 
     steps = served.steps()
-    versions, answers = served.wait_for(lambda: (got := once()) and len(got[0]) == 1 and got)
+    _, answers = served.wait_for(lambda: (got := once()) and len(got[0]) == 1 and got)
     assert answers[0] == answers[1] != ""
     raw = served.openai.chat.completions.with_raw_response.create(model="served", messages=messages)
     assert f"weights-version-{raw.headers['x-weights-version']}" == raw.parse().system_fingerprint
@@ -207,13 +211,13 @@ def test_it_talks_while_it_trains(served: Served) -> None:
 def test_answers_are_bounded(served: Served) -> None:
     ask: Any = {"model": "served", "prompt": "1"}
     assert served.openai.completions.create(**ask, temperature=0).usage.completion_tokens <= LONGEST
-    with pytest.raises(openai.BadRequestError, match="gateway.max_tokens"):
+    with pytest.raises(openai.BadRequestError, match=r"gateway\.max_tokens"):
         served.openai.completions.create(**ask, max_tokens=LONGEST + 1)
-    with pytest.raises(openai.RateLimitError, match="gateway.max_requests"):
+    with pytest.raises(openai.RateLimitError, match=r"gateway\.max_requests"):
         served.openai.completions.create(**ask, n=MOST + 1)
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         served.openai.completions.create(model="another", prompt="1")
-    with pytest.raises(openai.BadRequestError, match="64|76|longer|maximum"):
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
         served.openai.completions.create(model="served", prompt="1 2 3 " * 100)
     with pytest.raises(openai.UnprocessableEntityError, match="prompt_logprobs"):
         served.openai.completions.create(**ask, extra_body={"prompt_logprobs": 1})
@@ -234,21 +238,39 @@ def test_many_visitors_do_not_stop_the_training(served: Served) -> None:
 
     with ThreadPoolExecutor(MOST + 3) as visitors:
         seen = [status for each in visitors.map(visit, range(MOST + 3)) for status in each]
-    assert {200, 429} >= set(seen) and seen.count(200) > MOST
+    assert set(seen) <= {200, 429}
+    assert seen.count(200) > MOST
     assert served.steps() > steps + 2
     # Nobody holds a place for ever.
-    served.wait_for(lambda: served.http.post("/v1/completions", json={"model": "served", "prompt": "1", "n": MOST}).is_success)
+    served.wait_for(
+        lambda: (
+            served.http.post("/v1/completions", json={"model": "served", "prompt": "1", "n": MOST}).is_success
+        )
+    )
 
 
-def test_what_the_schema_allows_is_answered_as_it_says(served: Served) -> None:
-    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
-    ...
+@pytest.fixture(scope="module")
+def schema(served: Served) -> Any:
+    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+
+
+@schemathesis.pytest.from_fixture("schema").parametrize()
+@settings(max_examples=15)
+def test_what_the_schema_allows_is_answered_as_it_says(case: schemathesis.Case) -> None:
+    """Of all endpoints, without the token: status codes, content types and bodies are those of the schema."""
+    case.call_and_validate(timeout=60)
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 def test_a_browser_shows_the_live_page(served: Served, tmp_path: Path) -> None:
     assert CHROMIUM
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--window-size=1200,1600"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--window-size=1200,1600",
+    ]
     shown = subprocess.run(
         [CHROMIUM, *options, "--virtual-time-budget=6000", "--dump-dom", served.url],
         capture_output=True, text=True, timeout=120,

@@ -37,7 +37,8 @@ class Curves:
             name: _curve(numbers, steps[name]) for name in STEP_COLUMNS if name not in hidden and len(numbers)
         }
         curves["pairs_per_s"] = _curve(*pairs_per_second(history))
-        curves["exact_match"] = _curve(*map(np.array, zip(*history.exact_matches, strict=True) or ((), ())))
+        scores = np.array(history.exact_matches, dtype=float).reshape(-1, 2)
+        curves["exact_match"] = _curve(scores[:, 0], scores[:, 1])
         return Metrics(
             run=history.name,
             steps=len(numbers),

@@ -1,27 +1,22 @@
 """Bounds that keep visitors from starving the training."""
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iris_ray.gateway.errors import RETRY_AFTER_S, error_response
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
     """ASGI middleware: a request body of more than `most` bytes is refused before it is read whole."""
 
-    def __init__(self, app: App, most: int):
+    def __init__(self, app: ASGIApp, most: int):
         self.app = app
         self.most = most
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

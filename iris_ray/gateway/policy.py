@@ -69,6 +69,7 @@ class Relay(Response):
         body: dict[str, Any] | None = None,
         answers: int = 0,
     ):
+        super().__init__()
         self.run = run
         self.places = places
         self.asked = method, path, body

@@ -3,6 +3,8 @@
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
+from starlette.types import Message
+
 from iris_ray.contracts import Order
 
 
@@ -24,9 +26,7 @@ class Run(Protocol):
     def newest_pairs(self, count: int) -> list[dict[str, Any]]:
         """Pairs that were written last: `prompt`, `real`, `synthetic`, and the `version` that wrote them."""
 
-    def respond(
-        self, method: str, path: str, body: dict[str, Any] | None
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    def respond(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncGenerator[Message, None]:
         """ASGI messages of a generator's response, of one with the newest weights.
 
         To stop listening ends the generator's work on it.

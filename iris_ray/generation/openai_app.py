@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Message
 from vllm.entrypoints.openai.chat_completion import api_router as chat
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import api_router as completion
@@ -18,8 +19,6 @@ from vllm.lora.request import LoRARequest
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
-Message = dict[str, Any]  # of ASGI: a response's start, or a piece of its body
-
 
 class OpenAIApp:
     """Routes, protocol, streaming and errors are vLLM's; requests come as calls instead of over a socket.
@@ -31,8 +30,8 @@ class OpenAIApp:
     def __init__(self, engine: AsyncLLM, name: str, lora: bool):
         self._name = name
         self._version = 0
-        base = BaseModelPath(f"{name}-base" if lora else name, engine.model_config.model)
-        self._models = OpenAIServingModels(engine, [base])
+        base = f"{name}-base" if lora else name
+        self._models = OpenAIServingModels(engine, [BaseModelPath(base, base)])
         renderer = OnlineRenderer(
             engine.model_config,
             engine.renderer,
@@ -82,12 +81,14 @@ class OpenAIApp:
             "query_string": b"",
             "headers": [(b"content-type", b"application/json")],
         }
-        received = iter([{"type": "http.request", "body": json.dumps(body).encode() if body else b""}])
+        received: list[Message] = [
+            {"type": "http.request", "body": json.dumps(body).encode() if body else b""}
+        ]
         messages: asyncio.Queue[Message] = asyncio.Queue()
 
         async def receive() -> Message:
-            # Whoever listens for a second message waits for the end of the connection: that is cancelled.
-            return next(received, None) or await asyncio.Future()
+            # Whoever asks for a second message waits for the end of the connection: that is cancelled.
+            return received.pop() if received else await asyncio.get_running_loop().create_future()
 
         call = asyncio.ensure_future(self._app(scope, receive, messages.put))
         call.add_done_callback(lambda _: messages.put_nowait({"type": "end"}))

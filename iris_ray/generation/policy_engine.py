@@ -33,6 +33,8 @@ from iris_ray.weights.staging import StagedBucket
 from iris_ray.weights.vllm_engine import BACKEND
 
 if TYPE_CHECKING:
+    from starlette.types import Message
+
     from iris_ray.generation.openai_app import OpenAIApp
 
 MIN_BATCHED_TOKENS = 4096  # prompts of several requests share a forward pass up to this size
@@ -182,9 +184,7 @@ class PolicyEngine:
         ]
         return Response(list(output.token_ids), output.finish_reason, spans, output.cumulative_logprob)
 
-    def respond(
-        self, method: str, path: str, body: dict[str, Any] | None
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    def respond(self, method: str, path: str, body: dict[str, Any] | None) -> "AsyncGenerator[Message, None]":
         """Answer a request of the OpenAI protocol, as `OpenAIApp.respond`; needs `gateway.port`."""
         self._openai.serve(self._version, self._adapter)
         return self._openai.respond(method, path, body)

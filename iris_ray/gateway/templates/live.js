@@ -2,7 +2,7 @@
 
 // Asks for status, curves and pairs every two seconds. Texts are set as text, never as HTML.
 const EVERY_MS = 2000;
-const WIDTH = 320, HEIGHT = 130, LEFT = 44, BOTTOM = 18, TOP = 8;
+const WIDTH = 320, HEIGHT = 130, LEFT = 54, BOTTOM = 18, TOP = 8;
 const CHARTS = [
   ["Order α", "", [["alpha", ""]]],
   ["Gap", "nats", [["gap", ""]]],
