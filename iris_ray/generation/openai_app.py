@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from argparse import Namespace
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -55,6 +56,7 @@ class OpenAIApp:
         for router in (models, completion, chat):
             router.attach_router(self._app)
         init_exception_handler(self._app)
+        self._app.state.args = Namespace(log_error_stack=False)  # the part of a server's that is looked at
         self._app.state.openai_serving_models = self._models
         self._app.state.openai_serving_completion = self._completion
         self._app.state.openai_serving_chat = self._chat
