@@ -14,6 +14,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
+from ray.serve.exceptions import RayServeException
 from starlette.types import Message
 from transformers import AutoTokenizer
 
@@ -21,7 +22,7 @@ from actors import names
 from actors.steering import TIMEOUT_S, LiveRun
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Order
-from iris_ray.errors import ConfigError, UnavailableError
+from iris_ray.errors import ConfigError, UnavailableError, first_line
 from iris_ray.gateway.app import gateway_app
 from iris_ray.gateway.recent import Recent
 from iris_ray.generation.stop_tokens import single_tokens
@@ -178,7 +179,11 @@ def gateway(config: RunConfig) -> Iterator[str | None]:
         logging_config=QUIET,
     )(Gateway)
     name = f"iris-ray-{config.run.name}"
-    serve.run(deployment.bind(config), name=name, route_prefix=settings.prefix)
+    try:
+        serve.run(deployment.bind(config), name=name, route_prefix=settings.prefix)
+    except RayServeException as error:
+        cause = first_line(getattr(error, "cause", error))
+        raise ConfigError(f"gateway.prefix={settings.prefix}: {cause} Choose another prefix.") from error
     try:
         yield f"http://{settings.host}:{settings.port}{settings.prefix}"
     finally:

@@ -19,6 +19,7 @@ import schemathesis
 import yaml
 from conftest import made_model, metric_events
 from hypothesis import given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from actors.steering import live_run
 
@@ -254,15 +255,20 @@ def test_every_endpoint_answers_as_the_schema_says(served: Served) -> None:
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]
     assert len(operations) == 11
-
     for operation in operations:
+        ask_at_random(operation)
 
-        @given(case=operation.as_strategy())
-        @settings(max_examples=15)
-        def asked(case: schemathesis.Case) -> None:
-            case.call_and_validate(timeout=60)
 
-        asked()
+def ask_at_random(operation: Any) -> None:
+    # Which prompts fit, and which numbers are tokens, depends on the model.
+    left_out = [positive_data_acceptance] if operation.path.startswith("/v1") else []
+
+    @given(case=operation.as_strategy())
+    @settings(max_examples=15)
+    def asked(case: schemathesis.Case) -> None:
+        case.call_and_validate(timeout=60, excluded_checks=left_out)
+
+    asked()
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")

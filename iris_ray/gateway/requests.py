@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Text = Annotated[str, Field(min_length=1)]
 Token = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -34,7 +35,7 @@ class ChatMessage(Strict):
 class PolicyRequest(Strict):
     """What completions and chat completions share."""
 
-    model: str
+    model: Text
     """The run's name."""
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -57,7 +58,7 @@ class PolicyRequest(Strict):
 
 
 class CompletionRequest(PolicyRequest):
-    prompt: str | Annotated[list[Token], Field(min_length=1)]
+    prompt: Text | Annotated[list[Token], Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=5)
 
 
