@@ -2,14 +2,16 @@
 
 import logging
 import socket
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import ray
 
 from actors import names
+from actors.room import check_room
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
-from iris_ray.resources import check_resources, needs
+from iris_ray.resources import needs
 
 CONNECT_TIMEOUT_S = 10
 
@@ -18,22 +20,30 @@ class Cluster:
     """A connection to the Ray cluster at hand, or a local cluster for this run alone.
 
     Raises `ConfigError` if no cluster answers or the run's name is in use, `ResourceError` if a run of a
-    model with `parameters` parameters does not fit.
+    model with `parameters` parameters does not fit. `waiting` is told which nodes are waited for. `where`
+    says where the run plays: what stands in its cluster.json.
     """
 
-    def __init__(self, config: RunConfig, parameters: int):
+    def __init__(self, config: RunConfig, parameters: int, waiting: Callable[[str], None]):
         self.joined = not ray.is_initialized()
-        self.dashboard_url: str | None = None
-        if self.joined:
-            self.dashboard_url = connect(config.run.ray_address)
-        self.address: str = ray.get_runtime_context().gcs_address
+        dashboard = connect(config.run.ray_address) if self.joined else None
+        context = ray.get_runtime_context()
+        # Ray has no public way to tell this node's folder of logs, and it may lie anywhere.
+        node: Any = ray._private.worker._global_node
+        self.where: dict[str, str | None] = {
+            "address": context.gcs_address,
+            "dashboard": dashboard,
+            "job": context.get_job_id(),
+            "logs": node.get_logs_dir_path(),
+        }
         try:
             _check_name(config.run.name)
-            check_resources(needs(config, parameters), ray.available_resources())
             if config.gateway.port:
                 from actors.gateway import check_gateway  # Ray Serve takes a while to import
 
                 check_gateway(config)
+            wait_s = config.run.start_timeout_s if config.run.wait_for_nodes else 0
+            check_room(needs(config, parameters), wait_s, waiting)
         except BaseException:
             self.__exit__()
             raise

@@ -19,8 +19,8 @@ def user_error(error: BaseException) -> BaseException:
     for cause in causes:
         if isinstance(cause, RayActorError):
             return ResourceError(
-                f"an actor of the run died: {str(cause).strip()}\nThe logs of all processes lie in "
-                "/tmp/ray/session_latest/logs of its node; out of memory is the most frequent reason."
+                f"an actor of the run died: {str(cause).strip()}\nOut of memory is the most frequent reason. "
+                "The logs of its node may tell more; their folder was printed at the start."
             )
     return error
 

@@ -262,13 +262,13 @@ class GeneratorPool:
         assert settings is not None
         while not self.over:
             await asyncio.sleep(settings.interval_s)
-            if any(member.state != "ready" for member in self.members.values()):
-                continue  # its effect is still to come
             status = await self.buffer.status.remote()
             count = autoscaled(
                 settings, self.config.learner.batch_size, self.wanted, status["ahead"], status["unleased"]
             )
-            if count != self.wanted:
+            # One that starts is still to have its effect, but may wait for resources for ever.
+            states = {member.state for member in self.members.values()}
+            if states <= {"ready"} or (count < self.wanted and "draining" not in states):
                 await self.scale(count)
 
 

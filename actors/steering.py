@@ -1,6 +1,5 @@
 """Looking at a run and steering it, from another process."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from actors.cluster import connect
 from actors.run_status import run_status
 from iris_ray.contracts import Order
 from iris_ray.errors import ConfigError, NotObeyedError, RunFolderError, UnavailableError
-from iris_ray.progress import live_status, run_state
+from iris_ray.progress import folder_status, live_status, run_state
 from iris_ray.run_folder import RunFolder
 
 TIMEOUT_S = 60
@@ -35,7 +34,10 @@ class LiveRun:
 
     def status(self) -> dict[str, Any]:
         """As `live_status`."""
-        return live_status(self.name, run_status(self.name, TIMEOUT_S))
+        try:
+            return live_status(self.name, run_status(self.name, TIMEOUT_S))
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            raise UnavailableError(f"{self.name}: this run is just ending.") from error
 
     def scale(self, count: int) -> None:
         """Have `count` generators. Returns at once: those that leave finish what they have."""
@@ -62,6 +64,30 @@ class LiveRun:
 
 
 @contextmanager
+def joined(run: str | Path, address: str | None = None) -> Iterator[None]:
+    """Be on the Ray cluster at `address`: by default the one that the run's folder tells, or that at hand.
+
+    Raises `ConfigError` if none answers, `RunFolderError` if it is the run's own one.
+    """
+    folder = RunFolder(Path(run))
+    where = {} if address else folder.read_where()
+    try:
+        connect(address or where.get("address") or "auto")
+    except ConfigError as error:
+        if not where:
+            raise
+        told = f"{run}: the Ray cluster that it played on, {where['address']}, does not answer"
+        if folder.cluster.exists():
+            told += f": the run was killed. To go on: iris-ray run --resume {run}"
+        told += f"\nIts logs may still lie in {where.get('logs')} of its nodes."
+        raise RunFolderError(told) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
 def live_run(run: str | Path, address: str | None = None) -> Iterator[LiveRun]:
     """The run in folder `run`, or of that name on the Ray cluster at `address` (by default that at hand).
 
@@ -69,23 +95,39 @@ def live_run(run: str | Path, address: str | None = None) -> Iterator[LiveRun]:
     `UnavailableError` if no such run plays on it.
     """
     folder = RunFolder(Path(run))
-    if address is None and folder.cluster.exists():
-        address = json.loads(folder.cluster.read_text())["address"]
+    known = address is None and folder.config.exists()
+    told = f"{run}: this run does not play. To go on: iris-ray run --resume {run}"
+    if known and not folder.cluster.exists():
+        raise RunFolderError(told)
+    with joined(run, address):
         try:
-            connect(address)
-        except ConfigError as error:
-            raise RunFolderError(
-                f"{run}: the Ray cluster that it played on, {address}, does not answer: the run was killed. "
-                f"To go on: iris-ray run --resume {run}"
-            ) from error
-    elif address is None and folder.config.exists():
-        raise RunFolderError(f"{run}: this run does not play. To go on: iris-ray run --resume {run}")
-    else:
-        connect(address or "auto")
+            live = LiveRun(folder.path.name)
+        except UnavailableError:
+            if not known:
+                raise
+            if absent_status(folder)["state"] == "starting":
+                told = f"{run}: this run is starting. Try again in a while."
+            raise RunFolderError(told) from None
+        yield live
+
+
+def status_now(folder: RunFolder, known: bool) -> dict[str, Any]:
+    """As `live_status`; of a run that has no actors there what its folder tells, if that is `known`."""
     try:
-        yield LiveRun(folder.path.name)
-    finally:
-        ray.shutdown()
+        return LiveRun(folder.path.name).status()
+    except UnavailableError:
+        if not known:
+            raise
+        return absent_status(folder)
+
+
+def absent_status(folder: RunFolder) -> dict[str, Any]:
+    """As `folder_status`, of a run that has no actors on the cluster that was joined."""
+    told = folder_status(folder)
+    if told["state"] == "playing":
+        jobs = {job["JobID"] for job in ray._private.state.jobs() if not job["IsDead"]}
+        told["state"] = "starting" if folder.read_where()["job"] in jobs else "interrupted"
+    return told
 
 
 def live_runs() -> list[str]:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, IrisRayError, RunStopped
+from iris_ray.logs import logs
 from iris_ray.operating import operating
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(operating)
+app.command(epilog="Example: iris-ray logs demo generator-0 --follow")(logs)
 console = Console()
 
 STOPPED_BY_USER = 130
@@ -67,7 +69,7 @@ def run(
             summary = play.run()
     except KeyboardInterrupt as stop:
         console.print("Stopped. All actors have ended; the run folder keeps what was done.")
-        console.print(f"To go on: {os.path.relpath(sys.argv[0])} run --resume {play.config.folder}")
+        console.print(f"To go on: {_called()} run --resume {play.config.folder}")
         if isinstance(stop, RunStopped):
             return  # as it was asked to
         raise typer.Exit(STOPPED_BY_USER) from None
@@ -145,11 +147,17 @@ def _print_plan(config: RunConfig) -> None:
         console.print(table)
 
 
+def _called() -> str:
+    """How to call this program again; without its path if that lies elsewhere, as in a job of Ray."""
+    path = os.path.relpath(sys.argv[0])
+    return Path(path).name if path.startswith(os.pardir) else path
+
+
 def _print_next_steps(config: RunConfig, recipe: Path, overrides: list[str]) -> None:
     kept = [
         f"--set {override}" for override in overrides if not override.startswith(("run.name=", "run.seed="))
     ]
-    folder, again = config.folder, " ".join([os.path.relpath(sys.argv[0]), "run", str(recipe), *kept])
+    folder, again = config.folder, " ".join([_called(), "run", str(recipe), *kept])
     console.print(
         f"Run folder: {folder}\n"
         "  final/         the model, in Hugging Face format\n"

@@ -28,6 +28,9 @@ class Run(Section):
     """Python modules to import everywhere; they register objectives, schedules or gap estimators."""
     start_timeout_s: float = Field(600, gt=0)
     """How long the actors may take to start, in seconds."""
+    wait_for_nodes: bool = False
+    """Wait so long for nodes, too, where an autoscaler brings them. A run that does not fit on the nodes
+    that are there is refused otherwise."""
     wait_timeout_s: float = Field(900, gt=0)
     """How long the learner waits for a batch, or a generator for work on its weights, in seconds."""
     max_failures: int = Field(3, ge=0)

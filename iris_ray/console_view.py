@@ -97,13 +97,14 @@ class ConsoleView(View):
         self._print(f"[yellow]An actor died:[/yellow] {escape(str(error))}")
         self.resuming(checkpoint)
 
-    def serving(self, url: str | None) -> None:
-        if url:
-            self._print(f"Live page, HTTP and OpenAI-compatible endpoint: {url}")
+    def waiting(self, missing: str) -> None:
+        self._print(f"Waiting for nodes of the Ray cluster:\n{escape(missing)}")
 
-    def starting(self, dashboard_url: str | None) -> None:
-        where = f"Ray dashboard: {dashboard_url}. " if dashboard_url else ""
-        self._print(f"Starting generators and learner. {where}Logs: /tmp/ray/session_latest/logs")
+    def starting(self, where: dict[str, str | None]) -> None:
+        dashboard = f"Ray dashboard: {where['dashboard']}. " if where["dashboard"] else ""
+        self._print(f"Starting generators and learner. {dashboard}Logs: {where['logs']}")
+        if where.get("gateway"):
+            self._print(f"Live page, HTTP and OpenAI-compatible endpoint: {where['gateway']}")
 
     def update(self, status: dict[str, Any]) -> None:
         self._learner_deaths(status)

@@ -18,6 +18,13 @@ from iris_ray.errors import first_line
 
 GIB = 1 << 30
 OPEN_FILES = 8_192  # of one process; large clusters want 65,536 on the head
+# What takes them unless told otherwise, and how to tell it.
+PORTS = {
+    6379: ("Ray's head", "ray start --port"),
+    8265: ("Ray's dashboard", "ray start --dashboard-port"),
+    10001: ("Ray's clients", "ray start --ray-client-server-port"),
+    8000: ("HTTP of Ray Serve", "another port for it"),
+}
 Level = Literal["ok", "warning", "error"]
 
 
@@ -44,6 +51,7 @@ def examine(folder: Path, address: str | None) -> list[Finding]:
         _open_files,
         lambda: _disk(folder),
         _memory,
+        _ports,
         lambda: _ray(address),
     ]
     return [finding for check in checks for finding in check()]
@@ -163,6 +171,29 @@ def _memory() -> Iterator[Finding]:
     fix = "" if enough else "The demo takes about 6 GiB: one generator, one learner, Ray itself."
     found = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB free, {os.cpu_count()} cores"
     yield Finding("memory", "ok" if enough else "warning", found, fix)
+
+
+def _ports() -> Iterator[Finding]:
+    listening = {each.laddr.port: each.pid for each in psutil.net_connections() if each.status == "LISTEN"}
+    for port, (use, choice) in PORTS.items():
+        check = f"port {port}"
+        if port not in listening:
+            yield Finding(check, "ok", f"free for {use}")
+            continue
+        taker = _command(listening[port])
+        if any(mark in taker for mark in ("/ray/", "ray::", "ray.util.")):
+            yield Finding(check, "ok", f"{use}: taken by Ray itself, which runs here")
+        else:
+            found = f"taken by {taker[:60] or 'a process of somebody else'}"
+            yield Finding(check, "warning", found, f"{use} needs another one: {choice}.")
+
+
+def _command(pid: int | None) -> str:
+    """The command line of a process; empty if it must not be read."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline()) if pid else ""
+    except psutil.Error:
+        return ""
 
 
 def _ray(address: str | None) -> Iterator[Finding]:

@@ -27,6 +27,8 @@ console = Console()
 Answer = TypeVar("Answer")
 Status = dict[str, Any]
 REFRESH_S = 1.0
+WORDS = ("run", "generator", "state", "process", "node", "last line")  # columns; others hold numbers
+ENDED = ("finished", "stopped", "failed", "interrupted")
 
 RUN = Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run, or its name.")]
 FOLDER = Annotated[Path, typer.Option("--folder", help="Where run folders lie.")]
@@ -50,12 +52,18 @@ def status(
     """How a run stands: its step, its generators, its ledger."""
     if watch and as_json:
         raise ConfigError("--watch and --json: choose one of them.")
-    if (found := _finished(run, folder, address)) is not None:
+    from actors.steering import joined, status_now
+
+    found = RunFolder(path_of(run, folder))
+    known = address is None and found.config.exists()
+    if known and not found.cluster.exists():
         _show(folder_status(found), as_json)
-    elif watch:
-        _at_run(run, folder, address, _watch)
-    else:
-        _show(_at_run(run, folder, address, lambda live: live.status()), as_json)
+        return
+    with joined(found.path, address):
+        if watch:
+            _watch(lambda: status_now(found, known))
+        else:
+            _show(status_now(found, known), as_json)
 
 
 @operating.command(epilog="Example: iris-ray runs --json")
@@ -69,7 +77,7 @@ def runs(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = _table("run", "state", "iteration", "exact match")
+    table = plain_table("run", "state", "iteration", "exact match")
     for row in rows:
         table.add_row(
             row["run"], row["state"], f"{row['iteration']}/{row['iterations']}", share(row["exact_match"])
@@ -105,7 +113,8 @@ def submit(
     else:
         told = f"Job {job.id} plays {job.run}.\nDashboard: {job.dashboard}\nRun folder: {job.folder}"
         console.print(told, highlight=False, soft_wrap=True)
-    if follow and not jobs.follow(job, lambda text: typer.echo(text, nl=False)):
+    if follow and (failure := jobs.follow(job, lambda text: typer.echo(text, nl=False, err=as_json))):
+        typer.echo(f"Job {job.id}: {failure}", err=True)
         raise typer.Exit(1)
 
 
@@ -168,7 +177,9 @@ def _ordering(order: Any, done: str) -> Callable[..., None]:
             typer.echo(json.dumps(now, indent=1))
             return
         where = f"iteration {now['iteration']}, step {now['step']}"
-        told = done.format(run=run, where=where, checkpoint=now["last_checkpoint"])
+        told = done.format(
+            run=run, where=where, checkpoint=now["last_checkpoint"], folder=path_of(run, folder)
+        )
         console.print(told, highlight=False, soft_wrap=True)
 
     return command
@@ -185,7 +196,7 @@ for _order, _help, _done in (
     (
         "stop",
         "End a run before its next step, with a checkpoint to go on from.",
-        "{run} stops at checkpoint {checkpoint}. To go on later: iris-ray run --resume FOLDER",
+        "{run} stops at checkpoint {checkpoint}. To go on later: iris-ray run --resume {folder}",
     ),
 ):
     operating.command(_order, help=_help, epilog=f"Example: iris-ray {_order} demo")(_ordering(_order, _done))
@@ -195,25 +206,23 @@ def _at_run(run: str, folder: Path, address: str | None, action: "Callable[[Live
     """Do something with a run that goes on."""
     from actors.steering import live_run
 
-    path = _path(run, folder)
+    path = path_of(run, folder)
     with live_run(path, address) as live:
         return action(live)
 
 
-def _path(run: str, folder: Path) -> Path:
+def path_of(run: str, folder: Path) -> Path:
+    """Folder of the run: as it is named, or of that name in `folder`."""
     return Path(run) if (Path(run) / "config.yaml").exists() else folder / run
 
 
-def _finished(run: str, folder: Path, address: str | None) -> RunFolder | None:
-    """Its folder, if the run does not play any more."""
-    found = RunFolder(_path(run, folder))
-    return found if address is None and found.config.exists() and not found.cluster.exists() else None
-
-
-def _watch(live: "LiveRun") -> None:
+def _watch(look: Callable[[], Status]) -> None:
     with Live(console=console, auto_refresh=False) as shown:
         while True:
-            shown.update(status_table(live.status()), refresh=True)
+            now = look()
+            shown.update(status_table(now), refresh=True)
+            if now["state"] in ENDED:
+                return
             time.sleep(REFRESH_S)
 
 
@@ -248,7 +257,7 @@ def status_table(now: Status) -> Table:
     page = Table.grid()
     page.add_row(facts)
     if now["generators"]:
-        table = _table("generator", "state", "version", "tokens/s")
+        table = plain_table("generator", "state", "version", "tokens/s")
         for generator in now["generators"]:
             state = generator["state"] if generator["placed"] else "waits for resources"
             version = "" if generator["version"] is None else str(generator["version"])
@@ -257,8 +266,9 @@ def status_table(now: Status) -> Table:
     return page
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table with little frame, numbers on the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("run", "generator", "state") else "right")
+        table.add_column(column, justify="left" if column in WORDS else "right")
     return table

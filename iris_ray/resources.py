@@ -1,10 +1,10 @@
-"""What a run needs of a cluster, and whether it is there."""
+"""What a run needs of a cluster, and what of it is not there."""
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from iris_ray.config import RunConfig
-from iris_ray.errors import ResourceError
+from iris_ray.config import Generation, Learner, RunConfig
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -15,13 +15,29 @@ RANK_BYTES = 1.0 * GIB
 
 @dataclass(frozen=True)
 class Need:
-    """`count` processes of a role; resources are per process, memory in bytes of the host."""
+    """`count` processes of a role; resources are per process, memory in bytes of the host.
+
+    `custom` are Ray's custom resources, `labels` a Ray label selector of the nodes.
+    """
 
     role: str
     count: int
     cpus: float
     gpus: float
     memory: int
+    custom: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of one process, by Ray's names, without those that it does not ask for."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory, **self.custom}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+    def __str__(self) -> str:
+        amounts = ", ".join(f"{_amount(name, value)} {name}" for name, value in self.resources.items())
+        where = ", ".join(f"{label}={value}" for label, value in self.labels.items())
+        return f"{self.count} × {self.role} with {amounts}" + (f" on nodes with {where}" if where else "")
 
 
 def generator_memory(config: RunConfig, parameters: int) -> int:
@@ -49,35 +65,27 @@ def learner_memory(config: RunConfig, parameters: int) -> int:
 def needs(config: RunConfig, parameters: int) -> list[Need]:
     """All processes of a run that compute; the control actors ask for nothing."""
     generation, learner = config.generation, config.learner
-    generator_bytes, rank_bytes = generator_memory(config, parameters), learner_memory(config, parameters)
     return [
-        Need("generator", generation.count, generation.num_cpus, generation.num_gpus, generator_bytes),
-        Need("learner", learner.workers, learner.num_cpus, learner.num_gpus, rank_bytes),
+        _need("generator", generation.count, generation, generator_memory(config, parameters)),
+        _need("learner", learner.workers, learner, learner_memory(config, parameters)),
     ]
 
 
-def check_resources(needed: list[Need], available: Mapping[str, float]) -> None:
-    """Raise `ResourceError` if the free resources of the cluster (Ray's names) cannot hold `needed`."""
-    demands = {
-        "CPU": sum(need.count * need.cpus for need in needed),
-        "GPU": sum(need.count * need.gpus for need in needed),
-        "memory": sum(need.count * need.memory for need in needed),
-    }
-    missing = {name: demand for name, demand in demands.items() if demand > available.get(name, 0) + 1e-6}
-    if not missing:
-        return
-    lines = [
-        f"  {name}: {_amount(name, demand)} needed, {_amount(name, available.get(name, 0))} free"
-        for name, demand in missing.items()
+def _need(role: str, count: int, asks: Generation | Learner, memory: int) -> Need:
+    return Need(role, count, asks.num_cpus, asks.num_gpus, memory, asks.resources, asks.labels)
+
+
+def missing(needed: list[Need], there: Mapping[str, float]) -> list[str]:
+    """A line for each of Ray's resources that `needed` takes more of than there is in all."""
+    demands: defaultdict[str, float] = defaultdict(float)
+    for need in needed:
+        for name, amount in need.resources.items():
+            demands[name] += need.count * amount
+    return [
+        f"{name}: {_amount(name, demand)} needed, {_amount(name, there.get(name, 0))} free"
+        for name, demand in demands.items()
+        if demand > there.get(name, 0) + 1e-6
     ]
-    plan = ", ".join(
-        f"{need.count} × {need.role} with {need.cpus:g} CPU, {need.gpus:g} GPU, {need.memory / GIB:.1f} GiB"
-        for need in needed
-    )
-    raise ResourceError(
-        "the Ray cluster cannot hold this run:\n" + "\n".join(lines) + f"\nIt asks for {plan}. Lower "
-        "generation.count, generation.num_cpus, learner.workers or learner.num_cpus, or add nodes."
-    )
 
 
 def _amount(name: str, value: float) -> str:

@@ -126,14 +126,23 @@ class RunFolder:
             raise RunFolderError(f"{self.metrics}: cannot be cut back to the checkpoint: {error}") from error
 
     @contextmanager
-    def playing_on(self, address: str, dashboard: str | None, gateway: str | None) -> Iterator[None]:
-        """Keep in cluster.json where the run plays while the block runs: that is how others find it."""
-        where = {"address": address, "dashboard": dashboard, "gateway": gateway}
+    def playing_on(self, where: dict[str, str | None]) -> Iterator[None]:
+        """Keep in cluster.json where the run plays while the block runs: that is how others find it.
+
+        It may be removed before, when summary.json tells how the run ended.
+        """
         self.cluster.write_text(json.dumps(where) + "\n")
         try:
             yield
         finally:
-            self.cluster.unlink()
+            self.cluster.unlink(missing_ok=True)
+
+    def read_where(self) -> dict[str, str | None]:
+        """Where the run plays (cluster.json) or played last (summary.json); empty if neither tells."""
+        if self.cluster.exists():
+            where: dict[str, str | None] = json.loads(self.cluster.read_text())
+            return where
+        return self.read_summary().get("cluster", {})
 
     def write_token(self, token: str) -> None:
         """Keep what the gateway asks of those who change the run, for the eyes of its user alone."""

@@ -58,7 +58,7 @@ class SelfPlay:
             folder = RunFolder.open(self.config.folder)
             prepared = reopen(self.config, folder)
             self.view.prepared(self.config, prepared)
-            cluster = Cluster(self.config, prepared.parameters)
+            cluster = Cluster(self.config, prepared.parameters, self.view.waiting)
         else:
             folder = RunFolder.create(self.config)
             with folder.discarded_on_error():  # nothing has run yet, so the name stays free
@@ -69,16 +69,15 @@ class SelfPlay:
                     )
                 prepared = prepare(self.config, folder)
                 self.view.prepared(self.config, prepared)
-                cluster = Cluster(self.config, prepared.parameters)
+                cluster = Cluster(self.config, prepared.parameters, self.view.waiting)
         with cluster:
             checkpoint = storage.keep_newest()
             if self.resumes:
                 self.view.resuming(checkpoint)
             with (
-                gateway(self.config.with_absolute_paths()) as url,
-                folder.playing_on(cluster.address, cluster.dashboard_url, url),
+                gateway(self.config.with_absolute_paths()) as cluster.where["gateway"],
+                folder.playing_on(cluster.where),
             ):
-                self.view.serving(url)
                 return self._play(cluster, folder, prepared, checkpoint)
 
     def _play(
@@ -91,7 +90,7 @@ class SelfPlay:
         try:
             config = self.config.with_absolute_paths()
             model_path = config.model.path or self._make_model(folder, prepared)
-            self.view.starting(cluster.dashboard_url)
+            self.view.starting(cluster.where)
             storage = CheckpointStorage(config)
             for failures_left in reversed(range(config.run.max_failures + 1)):
                 service = Service(config, prepared, model_path, checkpoint.path if checkpoint else None)
@@ -120,10 +119,12 @@ class SelfPlay:
         finally:
             if service:
                 summary |= service.summary()
+            summary["cluster"] = cluster.where
             summary["model"] = {"parameters": prepared.parameters, "dtype": self.config.model.dtype}
             summary["objective"] = self.config.objective.model_dump()
             summary["data"] = prepared.data.report.to_dict()
             folder.write_summary(summary)  # first of all: whoever ends the run may not wait for long
+            folder.cluster.unlink()  # from now on the summary tells of the run, and not its actors
             if service:
                 service.stop()
             write_report(folder, self.config, summary)

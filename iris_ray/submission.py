@@ -1,7 +1,9 @@
 """Runs as jobs of a Ray cluster."""
 
 import asyncio
+import logging
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ class Jobs:
 
     def __init__(self, address: str):
         self.address = address.rstrip("/")
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.ERROR)  # it tells of each file that stays behind
         try:
             self.client = JobSubmissionClient(self.address)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -53,21 +57,27 @@ class Jobs:
         if recipe.is_absolute() or not (working_dir / recipe).is_file():
             raise ConfigError(f"{recipe}: name the recipe as it lies in the working folder {working_dir}.")
         environment = yaml.safe_load(runtime_env.read_text()) if runtime_env else {}
+        # Where all see the same disks, the head finds iris-ray where it was called, whatever its own PATH.
+        path = {"PATH": f"{Path(sys.executable).parent}:${{PATH}}"}
         settings = [word for override in overrides for word in ("--set", override)]
         submitted = self.client.submit_job(
             entrypoint=shlex.join(["iris-ray", "run", str(recipe), *settings]),
-            runtime_env=environment | {"working_dir": str(working_dir)},
+            runtime_env=environment
+            | {"working_dir": str(working_dir), "env_vars": path | environment.get("env_vars", {})},
             metadata={"run": config.run.name},
         )
         page = f"{self.address}/#/jobs/{submitted}"
         return Job(submitted, config.run.name, str(config.folder), page)
 
-    def follow(self, job: Job, write: Callable[[str], None]) -> bool:
-        """Hand on what the job prints until it ends; whether it succeeded."""
+    def follow(self, job: Job, write: Callable[[str], None]) -> str | None:
+        """Hand on what the job prints until it ends; returns how it failed, or `None`."""
 
         async def tail() -> None:
             async for text in self.client.tail_job_logs(job.id):
                 write(text)
 
         asyncio.run(tail())
-        return self.client.get_job_status(job.id) == JobStatus.SUCCEEDED
+        info = self.client.get_job_info(job.id)
+        if info.status == JobStatus.SUCCEEDED:
+            return None
+        return f"{info.status.value}, {(info.message or '').partition(', last available logs')[0]}"

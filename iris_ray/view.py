@@ -27,11 +27,11 @@ class View:
     def lost(self, error: LostActorError, checkpoint: StoredCheckpoint | None) -> None:
         """An actor with state of the run died, so the run goes back to `checkpoint`, or to its beginning."""
 
-    def serving(self, url: str | None) -> None:
-        """The run can be reached over HTTP, if it was asked for."""
+    def waiting(self, missing: str) -> None:
+        """The run waits for nodes of the cluster that bring what is `missing`."""
 
-    def starting(self, dashboard_url: str | None) -> None:
-        """The actors start."""
+    def starting(self, where: dict[str, str | None]) -> None:
+        """The actors start, on the cluster that `where` tells of (as cluster.json)."""
 
     def update(self, status: dict[str, Any]) -> None:
         """How the run stands, several times a second (`Service.status`)."""

@@ -105,6 +105,13 @@ def made_model(warmup_steps: int) -> dict[str, Any]:
     return {"dtype": "float32", "scratch": shape | {"warmup_steps": warmup_steps}}
 
 
+def own_module() -> str:
+    """The whole module `my_game` that docs/objectives.md shows."""
+    page = (Path(__file__).parents[1] / "docs" / "objectives.md").read_text()
+    _, rest = page.split("`my_game.py`:\n\n```python\n")
+    return rest.split("```")[0]
+
+
 def metric_events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """What stands in the run folder's metrics.jsonl by now, of one kind or all."""
     metrics = run / "metrics.jsonl"

@@ -70,6 +70,19 @@ def test_a_cluster_that_does_not_answer(tmp_path):
         assert found("Ray", tmp_path, f"ray://{address}").level == "ok"
 
 
+def test_a_port_that_somebody_took_is_named_with_the_taker(monkeypatch, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(doctor, "PORTS", {port: ("Ray's head", "ray start --port")})
+        assert found(f"port {port}", tmp_path).level == "ok"
+        taken.listen()
+        finding = found(f"port {port}", tmp_path)
+    assert finding.level == "warning"
+    assert "python" in finding.found
+    assert finding.fix == "Ray's head needs another one: ray start --port."
+
+
 def test_the_command(tmp_path):
     command = [str(Path(sys.executable).parent / "iris-ray"), "doctor", "--json", "--address", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)

@@ -17,7 +17,7 @@ from conftest import made_model, metric_events
 from actors import names
 from actors.cluster import connect
 from actors.steering import live_run
-from iris_ray.errors import ConfigError, RunFolderError
+from iris_ray.errors import ConfigError, RunFolderError, UnavailableError
 
 RECIPE = {
     "run": {"name": "pool"},
@@ -158,7 +158,7 @@ def test_weights_that_were_poisoned_never_serve(game: Game) -> None:
 
 
 def test_only_what_is_there_can_be_scaled(game: Game) -> None:
-    with pytest.raises(ConfigError, match="There: pool"):
+    with pytest.raises(UnavailableError, match="There: pool"):
         live_run("other", game.address()).__enter__()
     with pytest.raises(ConfigError, match="no Ray cluster answers there"):
         live_run("pool", "127.0.0.1:1").__enter__()

@@ -114,10 +114,20 @@ def test_a_run_that_was_killed_with_its_cluster(tmp_path):
     assert "the run was killed. To go on: iris-ray run --resume" in str(error)
 
 
+def test_the_logs_of_a_run_whose_cluster_is_gone(tmp_path):
+    where = {"address": "127.0.0.1:1", "logs": "/somewhere/logs"}
+    run_folder(tmp_path, "done", status="finished", cluster=where)
+    error = invoke("logs", "done", "--folder", str(tmp_path)).exception
+    assert isinstance(error, RunFolderError)
+    assert "Its logs may still lie in /somewhere/logs of its nodes" in str(error)
+    assert "--resume" not in str(error)
+
+
 def test_watching_and_json_do_not_go_together(tmp_path):
     run_folder(tmp_path, "done", status="finished")
-    error = invoke("status", "done", "--folder", str(tmp_path), "--watch", "--json").exception
-    assert isinstance(error, ConfigError)
+    for command, flag in (("status", "--watch"), ("logs", "--follow")):
+        error = invoke(command, "done", "--folder", str(tmp_path), flag, "--json").exception
+        assert isinstance(error, ConfigError)
 
 
 def test_a_job_needs_a_dashboard():

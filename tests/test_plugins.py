@@ -1,9 +1,11 @@
 """Modules of other people, named in a recipe."""
 
+import math
 import sys
 
 import pytest
-from conftest import run_config
+import torch
+from conftest import MEANS, own_module, run_config
 
 from iris_ray.alpha import SCHEDULES
 from iris_ray.errors import ConfigError
@@ -85,6 +87,19 @@ def test_a_module_in_a_package_registers_a_schedule_and_an_estimator(folder):
     load("their_package.orders")
     opened = Game(run_config(alpha={"schedule": "twice", "gap": "length", "initial_gap": 0.7})).next_round(0)
     assert opened.alpha == 1.4
+
+
+def test_the_module_that_the_docs_show(folder):
+    (folder / "my_game.py").write_text(own_module())
+    load("my_game")
+    exponential = build_objective("exponential", beta=0.5)
+    loss = exponential(torch.tensor([2.0, 0.0]), torch.tensor([1.0]), alpha=2)
+    assert loss.item() == pytest.approx((math.exp(-1) + 1) / 2 + math.exp(1))
+    settings = {"schedule": "average", "gap": "lengths", "initial_gap": 0.7, "options": {"gain": 0.5}}
+    game = Game(run_config(alpha=settings))
+    assert game.next_round(0).alpha == 1 + 0.5 * 0.7
+    game.measured_end(MEANS)
+    assert game.next_round(1).alpha == pytest.approx(1 + 0.5 * (0.7 + 0.4) / 2)
 
 
 def test_loading_twice_is_loading_once(folder):

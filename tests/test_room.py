@@ -1,0 +1,97 @@
+"""Whether a run fits on nodes, asked of a real Ray."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors import room
+from actors.cluster import connect
+from iris_ray.errors import ResourceError
+from iris_ray.resources import GIB, Need
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """Two nodes with a core each, one of them for generators."""
+    ray_command = Path(sys.executable).parent / "ray"
+    subprocess.run([ray_command, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+    head = {"num_cpus": 1, "memory": 4 * GIB, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes.add_node(num_cpus=1, memory=4 * GIB, resources={"generators": 1}, labels={"tier": "spot"})
+        connect(nodes.address)
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "GRACE_S", 0)
+
+
+def generators(count: int, cpus: float = 0.5, **where: dict) -> Need:
+    return Need("generator", count, cpus, 0, GIB, **where)
+
+
+def refused(needed: list[Need]) -> str:
+    with pytest.raises(ResourceError) as error:
+        room.check_room(needed, 0, pytest.fail)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        generators(4),
+        generators(2, custom={"generators": 0.5}),
+        generators(2, labels={"tier": "spot"}),
+        generators(2, labels={"tier": "!spot"}),
+    ],
+)
+def test_what_fits_is_reserved_and_given_back(nodes: Cluster, need: Need) -> None:
+    room.check_room([need], 0, pytest.fail)
+    deadline = time.monotonic() + 10
+    while ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("need", "message"),
+    [
+        (generators(5), "CPU: 2.5 needed, 2 free"),
+        (generators(1, custom={"elves": 1}), "elves: 1 needed, 0 free"),
+        (generators(3, custom={"generators": 0.5}), "generators: 1.5 needed, 1 free"),
+        (generators(1, cpus=2), "enough in all, but not on nodes that can hold each process"),
+        (
+            generators(3, labels={"tier": "spot"}),
+            "3 × generator with 0.5 CPU, 1.0 GiB memory on nodes with tier=spot",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(nodes: Cluster, need: Need, message: str) -> None:
+    assert message in refused([need])
+
+
+def test_a_run_waits_for_the_nodes_that_an_autoscaler_brings(nodes: Cluster) -> None:
+    lacked = []
+
+    def bring(lack: str) -> None:
+        lacked.append(lack)
+        nodes.add_node(num_cpus=1, memory=4 * GIB, resources={"late": 1})
+
+    room.check_room([generators(1, custom={"late": 1})], 60, bring)
+    assert lacked == ["late: 1 needed, 0 free"]
+
+
+def test_nodes_that_do_not_come_are_not_waited_for_without_end(nodes: Cluster) -> None:
+    with pytest.raises(ResourceError, match="elves: 1 needed, 0 free"):
+        room.check_room([generators(1, custom={"elves": 1})], 1, lambda lack: None)
