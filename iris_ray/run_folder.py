@@ -30,6 +30,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
         self.cluster = self.path / "cluster.json"
+        self.tracking = self.path / "tracking.json"
+        self.tensorboard = self.path / "tensorboard"
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":
