@@ -56,7 +56,8 @@ class Generator:
 
         if self.config.generation.bind_cores:
             self.cores = OwnCores(int(self.config.generation.num_cpus))
-        self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id)
+        reports_as = f"{self.config.run.name}/{self.name}" if self.config.generation.engine_metrics else None
+        self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id, reports_as=reports_as)
         self.updates = WeightUpdates(self.config, self.engine, self.name, self.store)
         while await self.use_version(None) is None:
             pass  # the learner that published them is gone; the next one publishes anew
@@ -213,6 +214,7 @@ class Generator:
             "version": self.version,
             "generated_tokens": self.generated_tokens,
             "busy_seconds": self.in_flight.busy_seconds,
+            "requests": self.in_flight.count,
         }
 
     async def leave(self) -> None:

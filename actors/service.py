@@ -12,6 +12,7 @@ from actors.controller import Controller
 from actors.failures import user_error
 from actors.generator_pool import GeneratorPool
 from actors.learner import run_learner
+from actors.run_metrics import RunMetrics
 from actors.run_status import run_status
 from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
@@ -36,6 +37,7 @@ class Service:
         """`resume_from`: path in the storage of the checkpoint to go on from."""
         self.config = config
         run = config.run.name
+        self.metrics = RunMetrics(run)
         self.began = time.monotonic()
         # What holds the run's state stays beside the driver, with which it ends anyhow. Ray would put actors
         # that ask for nothing on any node, also on a generators' node that is scaled down or lost.
@@ -97,6 +99,7 @@ class Service:
             status = self.status()
             if status["failure"]:
                 raise status["failure"]
+            self.metrics.update(status)
             view.update(status)
             ray.get(done)
             if not status["iteration"] and time.monotonic() - self.began > self.config.run.start_timeout_s:

@@ -260,6 +260,8 @@ class Generation(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enforce_eager: bool = False
     """Skip vLLM's compilation: starts sooner, writes slower."""
+    engine_metrics: bool = False
+    """Have vLLM report what each engine does as Ray metrics. Costs it some Python in every step."""
 
     @model_validator(mode="after")
     def _engine_fits(self) -> "Generation":
@@ -419,6 +421,33 @@ class Evaluation(Section):
     """Regular expression with one group: compare what it finds last, not the whole response."""
 
 
+class Wandb(Section):
+    """Weights & Biases. Needs the extra `wandb`."""
+
+    project: str = "iris-ray"
+    entity: str | None = None
+    """User or team. Empty: your default one."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` keeps all of it in the run folder; `wandb sync` sends it later."""
+
+
+class Mlflow(Section):
+    """MLflow. Needs the extra `mlflow`."""
+
+    uri: str | None = None
+    """Tracking server, or a database such as `sqlite:///mlflow.db`. Empty: MLFLOW_TRACKING_URI."""
+    experiment: str = "iris-ray"
+
+
+class Tracking(Section):
+    """Where a run's curves go beside its folder. TensorBoard's files are always written there."""
+
+    wandb: Wandb | None = None
+    """Empty: nothing goes to Weights & Biases."""
+    mlflow: Mlflow | None = None
+    """Empty: nothing goes to MLflow."""
+
+
 class RunConfig(Section):
     """All settings of a run.
 
@@ -437,6 +466,7 @@ class RunConfig(Section):
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
     gateway: Gateway = Gateway()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":

@@ -24,6 +24,7 @@ from iris_ray.scratch.model import build_model
 from iris_ray.scratch.sort_digits import make_rows
 from iris_ray.scratch.tokenizer import train_tokenizer
 from iris_ray.scratch.warmup import Progress, WarmupResult, warm_up
+from iris_ray.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Prepared:
 
 
 def check_names(config: RunConfig) -> None:
-    """Raise `ConfigError` for what a schema cannot see: plug-ins, names in registries, patterns."""
+    """Raise `ConfigError` for what a schema cannot see: plug-ins, names in registries, packages, patterns."""
     objective = configured_objective(config)
     if config.learner.reference == "generator" and "initial" in objective.responses:
         raise ConfigError(
@@ -49,6 +50,7 @@ def check_names(config: RunConfig) -> None:
         )
     Game(config)
     check_pattern(config.evaluation.answer_pattern)
+    check_trackers(config)
 
 
 def prepare(config: RunConfig, folder: RunFolder) -> Prepared:

@@ -32,6 +32,8 @@ class RunFolder:
         self.cluster = self.path / "cluster.json"
         self.token = self.path / "gateway.token"
         self.tokenizer = self.data / "tokenizer"
+        self.tracking = self.path / "tracking.json"
+        self.tensorboard = self.path / "tensorboard"
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":

@@ -102,13 +102,20 @@ class PolicyEngine:
     With `load_format="dummy"` it starts on random weights: `load_weights` brings the real ones, the same
     way as every later version. `auto` loads those of `model_path`, as version 0.
 
+    `reports_as` names it in vLLM's own metrics, which then go to Ray's; by default there are none.
+
     With `model.lora` it starts on the weights of `model_path`, which stay: `load_adapter` brings every
     version, the first one too. A model whose linear layers are not those of `model.lora.target_modules`
     raises `ConfigError`.
     """
 
     def __init__(
-        self, config: RunConfig, model_path: str, end_token_id: int, load_format: str = "dummy"
+        self,
+        config: RunConfig,
+        model_path: str,
+        end_token_id: int,
+        load_format: str = "dummy",
+        reports_as: str | None = None,
     ) -> None:
         self.config = config
         self._stop_token_ids = [end_token_id]
@@ -140,12 +147,15 @@ class PolicyEngine:
         arguments = AsyncEngineArgs(
             **engine_settings(config, model_path),
             enable_log_requests=False,
-            # vLLM's own reports cost Python for every step; the ones of `progress` stay.
+            # vLLM's own reports cost Python for every step.
             disable_log_stats=True,
+            served_model_name=reports_as,
             **weights,
         )
         try:
-            self._engine = AsyncLLM.from_engine_args(arguments)
+            self._engine = AsyncLLM.from_engine_args(
+                arguments, stat_loggers=_ray_metrics() if reports_as else None
+            )
         except RuntimeError as error:  # of its process: what does not fit is told before it starts
             raise EngineError(f"vLLM's engine did not start: {error} {LOGS}") from error
 
@@ -308,6 +318,13 @@ class PolicyEngine:
         except EngineDeadError:
             raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
         return final
+
+
+def _ray_metrics() -> list[Any]:
+    """What vLLM reports to when it reports to Ray alone."""
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger  # brings Ray Serve along
+
+    return [RayPrometheusStatLogger]
 
 
 def _version(label: str) -> int:
