@@ -30,6 +30,10 @@ class Cluster:
         try:
             _check_name(config.run.name)
             check_resources(needs(config, parameters), ray.available_resources())
+            if config.gateway.port:
+                from actors.gateway import check_gateway  # Ray Serve takes a while to import
+
+                check_gateway(config)
         except BaseException:
             self.__exit__()
             raise

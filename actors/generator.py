@@ -1,7 +1,8 @@
 """A generator: one vLLM engine that plays the opponent."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from iris_ray.generation.in_flight import InFlight
 from iris_ray.weights.manifest import WeightManifest, WeightsLost
 
 if TYPE_CHECKING:
+    from starlette.types import Message
+
     from actors.sample_buffer import RoundKey, Task
     from actors.weight_updates import WeightUpdates
     from iris_ray.generation.policy_engine import PolicyEngine, Response
@@ -43,6 +46,7 @@ class Generator:
         self.failure: BaseException | None = None  # of an update, after which none is tried any more
         self.in_flight = InFlight()
         self.answering = InFlight()  # of these, what one version must answer from its first token to its last
+        self.visits = InFlight()  # requests of people, by way of the gateway
         self.outbox: asyncio.Queue[tuple[RoundKey, int, SelfPlayPair]] = asyncio.Queue()
         self.generated_tokens = 0
 
@@ -153,6 +157,19 @@ class Generator:
             self.answering.leave()
             self.in_flight.leave()
 
+    async def respond(self, method: str, path: str, body: dict[str, Any] | None) -> "AsyncIterator[Message]":
+        """Answer an OpenAI-compatible request: the ASGI messages of vLLM's response, as they come."""
+        async with self.updating:  # an update that waits for what is under way does not wait for ever
+            if self.failure:
+                raise self.failure
+            self.visits.enter(1)
+        try:
+            async with aclosing(self.engine.respond(method, path, body)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self.visits.leave()
+
     async def use_version(self, version: int | None) -> int | None:
         """Load weights `version`, or the newest if they are gone or `None`, unless they are in place.
 
@@ -164,14 +181,17 @@ class Generator:
         manifest = await self.store.get.remote(version)
         if manifest is None:
             return None
-        finish = self.in_flight if self.config.generation.in_flight == "finish" else self.answering
+        finish = [self.answering]
+        if self.config.generation.in_flight == "finish":
+            finish = [self.in_flight, self.visits]
         async with self.updating:
             if self.failure:
                 raise self.failure
             if self.serial != manifest.serial:
                 try:
                     await self.updates.prepare(manifest)
-                    await finish.at_most(0)
+                    for under_way in finish:
+                        await under_way.at_most(0)
                     await self._load(manifest)
                 except WeightsLost:  # with the learner, which goes back to a checkpoint
                     return None
@@ -200,4 +220,5 @@ class Generator:
     async def leave(self) -> None:
         """Finish what is under way for others and end the engine's processes."""
         await self.in_flight.at_most(0)
+        await self.visits.at_most(0)
         self.engine.shutdown()

@@ -212,6 +212,10 @@ class SampleBuffer:
             await self.changed.wait_for(lambda: buffer.ledger.written == buffer.ledger.size)
             return buffer.stored()
 
+    async def newest(self, count: int) -> list[StoredPair]:
+        """Where up to `count` of the open round's pairs lie, those that came in last."""
+        return self.current.newest(count) if self.current else []
+
     async def close_round(self) -> LedgerCounts:
         """End the round and let go of its pairs; returns the books of the run so far."""
         async with self.changed:

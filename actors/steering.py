@@ -13,7 +13,7 @@ from actors import names
 from actors.cluster import connect
 from actors.run_status import run_status
 from iris_ray.contracts import Order
-from iris_ray.errors import ConfigError, RunFolderError
+from iris_ray.errors import ConfigError, NotObeyedError, RunFolderError, UnavailableError
 from iris_ray.progress import live_status, run_state
 from iris_ray.run_folder import RunFolder
 
@@ -30,7 +30,8 @@ class LiveRun:
             self.pool = names.find(name, names.GENERATOR_POOL)
         except ValueError:
             there = ", ".join(live_runs()) or "none"
-            raise ConfigError(f"{name}: no such run plays on this Ray cluster. There: {there}.") from None
+            told = f"{name}: no such run plays on this Ray cluster. There: {there}."
+            raise UnavailableError(told) from None
 
     def status(self) -> dict[str, Any]:
         """As `live_status`."""
@@ -43,8 +44,8 @@ class LiveRun:
     def order(self, order: Order, timeout: float) -> dict[str, Any]:
         """Have the learner obey before its next step.
 
-        Returns once it did, with the fields of the status that the controller knows. Raises `ConfigError` if
-        it did not within `timeout` s; the order stands nevertheless.
+        Returns once it did, with the fields of the status that the controller knows. Raises `NotObeyedError`
+        if it did not within `timeout` s; the order stands nevertheless.
         """
         ordered: Any = self.controller.order.remote(order)
         number = ray.get(ordered, timeout=TIMEOUT_S)
@@ -52,7 +53,7 @@ class LiveRun:
             obeyed: Any = self.controller.wait_obeyed.remote(number)
             status = ray.get(obeyed, timeout=timeout)
         except ray.exceptions.GetTimeoutError:
-            raise ConfigError(
+            raise NotObeyedError(
                 f"{self.name}: the learner did not come to it within {timeout:g} s. It will, before its next "
                 "step. `iris-ray status` tells what it does; --timeout waits longer."
             ) from None
@@ -64,7 +65,8 @@ class LiveRun:
 def live_run(run: str | Path, address: str | None = None) -> Iterator[LiveRun]:
     """The run in folder `run`, or of that name on the Ray cluster at `address` (by default that at hand).
 
-    Raises `RunFolderError` if the run in the folder does not play, `ConfigError` if there is none.
+    Raises `RunFolderError` if the run in the folder does not play, `ConfigError` if no cluster answers,
+    `UnavailableError` if no such run plays on it.
     """
     folder = RunFolder(Path(run))
     if address is None and folder.cluster.exists():

@@ -97,6 +97,10 @@ class ConsoleView(View):
         self._print(f"[yellow]An actor died:[/yellow] {escape(str(error))}")
         self.resuming(checkpoint)
 
+    def serving(self, url: str | None) -> None:
+        if url:
+            self._print(f"Live page, HTTP and OpenAI-compatible endpoint: {url}")
+
     def starting(self, dashboard_url: str | None) -> None:
         where = f"Ray dashboard: {dashboard_url}. " if dashboard_url else ""
         self._print(f"Starting generators and learner. {where}Logs: /tmp/ray/session_latest/logs")

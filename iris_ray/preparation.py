@@ -26,8 +26,6 @@ from iris_ray.scratch.sort_digits import make_rows
 from iris_ray.scratch.tokenizer import train_tokenizer
 from iris_ray.scratch.warmup import Progress, WarmupResult, warm_up
 
-TOKENIZER = "tokenizer"
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -71,7 +69,7 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         rows = _rows(config)
     single_tokens(config.generation.stop, tokenizer)
     data = prepare_data(rows, tokenizer, config, folder.data)
-    tokenizer.save_pretrained(folder.data / TOKENIZER)
+    tokenizer.save_pretrained(folder.tokenizer)
     return Prepared(tokenizer, parameters, data)
 
 
@@ -88,7 +86,7 @@ def reopen(config: RunConfig, folder: RunFolder) -> Prepared:
     data = load_prepared(folder.data)
     if config.model.scratch is None:
         return Prepared(load_tokenizer(config), count_parameters(config), data)
-    tokenizer = AutoTokenizer.from_pretrained(folder.data / TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(folder.tokenizer)
     return Prepared(tokenizer, _count_made_parameters(config, tokenizer), data)
 
 

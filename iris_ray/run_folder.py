@@ -30,6 +30,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
         self.cluster = self.path / "cluster.json"
+        self.token = self.path / "gateway.token"
+        self.tokenizer = self.data / "tokenizer"
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":
@@ -124,13 +126,19 @@ class RunFolder:
             raise RunFolderError(f"{self.metrics}: cannot be cut back to the checkpoint: {error}") from error
 
     @contextmanager
-    def playing_on(self, address: str, dashboard_url: str | None) -> Iterator[None]:
+    def playing_on(self, address: str, dashboard: str | None, gateway: str | None) -> Iterator[None]:
         """Keep in cluster.json where the run plays while the block runs: that is how others find it."""
-        self.cluster.write_text(json.dumps({"address": address, "dashboard": dashboard_url}) + "\n")
+        where = {"address": address, "dashboard": dashboard, "gateway": gateway}
+        self.cluster.write_text(json.dumps(where) + "\n")
         try:
             yield
         finally:
             self.cluster.unlink()
+
+    def write_token(self, token: str) -> None:
+        """Keep what the gateway asks of those who change the run, for the eyes of its user alone."""
+        self.token.touch(mode=0o600)
+        self.token.write_text(token + "\n")
 
     def write_probe(self, probe: Probe) -> None:
         """Keep the final model's log-probs of a few sequences: whoever loads it elsewhere can compare."""

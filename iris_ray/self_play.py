@@ -50,6 +50,7 @@ class SelfPlay:
         says so in summary.json.
         """
         from actors.cluster import Cluster
+        from actors.gateway import gateway
 
         check_names(self.config)
         storage = CheckpointStorage(self.config)
@@ -73,7 +74,11 @@ class SelfPlay:
             checkpoint = storage.keep_newest()
             if self.resumes:
                 self.view.resuming(checkpoint)
-            with folder.playing_on(cluster.address, cluster.dashboard_url):
+            with (
+                gateway(self.config.with_absolute_paths()) as url,
+                folder.playing_on(cluster.address, cluster.dashboard_url, url),
+            ):
+                self.view.serving(url)
                 return self._play(cluster, folder, prepared, checkpoint)
 
     def _play(

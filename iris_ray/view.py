@@ -27,6 +27,9 @@ class View:
     def lost(self, error: LostActorError, checkpoint: StoredCheckpoint | None) -> None:
         """An actor with state of the run died, so the run goes back to `checkpoint`, or to its beginning."""
 
+    def serving(self, url: str | None) -> None:
+        """The run can be reached over HTTP, if it was asked for."""
+
     def starting(self, dashboard_url: str | None) -> None:
         """The actors start."""
 
