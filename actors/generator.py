@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors import names
-from actors.sample_buffer import RoundKey, Task
-from actors.weight_updates import WeightUpdates
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration, SelfPlayPair
 from iris_ray.generation.cores import OwnCores
@@ -20,6 +18,8 @@ from iris_ray.weights.manifest import WeightManifest, WeightsLost
 if TYPE_CHECKING:
     from starlette.types import Message
 
+    from actors.sample_buffer import RoundKey, Task
+    from actors.weight_updates import WeightUpdates
     from iris_ray.generation.policy_engine import PolicyEngine, Response
 
 DELIVERY_PAUSE_S = 0.1  # lets pairs come together into one message
@@ -52,6 +52,8 @@ class Generator:
 
     async def start(self) -> None:
         """Start the engine, load the newest weights, pass the probe: only then is it ready."""
+        # Not above: whoever asks Ray for this actor imports this file too, and these take seconds.
+        from actors.weight_updates import WeightUpdates
         from iris_ray.generation.policy_engine import PolicyEngine
 
         if self.config.generation.bind_cores:
@@ -85,7 +87,7 @@ class Generator:
                 for task in lease.tasks:
                     tasks.create_task(self._write(lease.round, task))
 
-    async def _write(self, round_: RoundKey, task: Task) -> None:
+    async def _write(self, round_: "RoundKey", task: "Task") -> None:
         demonstration = task.demonstration
         response, version, reference = await self._respond(demonstration, task.seed)
         self.generated_tokens += len(response.tokens)

@@ -11,9 +11,9 @@ from ray.train.torch import get_device
 
 from actors.weight_broadcasts import WeightBroadcasts
 from iris_ray.config import RunConfig
-from iris_ray.weights.buckets import lay_out
+from iris_ray.weights.buckets import lay_out, share_buckets
 from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest
-from iris_ray.weights.shares import WeightShare, share_buckets
+from iris_ray.weights.shares import WeightShare
 
 if TYPE_CHECKING:
     from iris_ray.learner.self_play_learner import SelfPlayLearner

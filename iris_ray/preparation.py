@@ -10,9 +10,10 @@ from huggingface_hub import HfApi, constants
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from iris_ray.config import RunConfig
-from iris_ray.data.prepare import REPORT, PreparedData, demonstration, load_prepared, prepare_data
+from iris_ray.data.prepare import REPORT, PreparedData, load_prepared, prepare_data
 from iris_ray.data.rows import Rows, read_rows
 from iris_ray.data.sources import HUB_TIMEOUT_S
+from iris_ray.data.splits import demonstration
 from iris_ray.errors import ConfigError, ModelError, RunFolderError, first_line
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
