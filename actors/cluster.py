@@ -38,6 +38,10 @@ class Cluster:
         }
         try:
             _check_name(config.run.name)
+            if config.gateway.port:
+                from actors.gateway import check_gateway  # Ray Serve takes a while to import
+
+                check_gateway(config)
             wait_s = config.run.start_timeout_s if config.run.wait_for_nodes else 0
             check_room(needs(config, parameters), wait_s, waiting)
         except BaseException:

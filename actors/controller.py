@@ -4,16 +4,14 @@ import asyncio
 from typing import Any
 
 import ray
-from transformers import AutoTokenizer
 
 from actors import names
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Order, StepReport, Update
-from iris_ray.data.prepare import load_split
+from iris_ray.data.splits import load_split
 from iris_ray.evaluation import exact_match
 from iris_ray.game import Game, Round
 from iris_ray.gap import PairMeans
-from iris_ray.plugins import configured_objective
 from iris_ray.records import Records
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
@@ -27,6 +25,11 @@ class Controller:
     """
 
     def __init__(self, config: RunConfig, model_path: str):
+        # Not above: whoever asks Ray for this actor imports this file too, and these take seconds.
+        from transformers import AutoTokenizer
+
+        from iris_ray.plugins import configured_objective
+
         self.config = config
         objective = configured_objective(config)
         self.game = Game(config)

@@ -1,15 +1,14 @@
 """A generator: one vLLM engine that plays the opponent."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors import names
-from actors.sample_buffer import RoundKey, Task
-from actors.weight_updates import WeightUpdates
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration, SelfPlayPair
 from iris_ray.generation.cores import OwnCores
@@ -17,6 +16,10 @@ from iris_ray.generation.in_flight import InFlight
 from iris_ray.weights.manifest import WeightManifest, WeightsLost
 
 if TYPE_CHECKING:
+    from starlette.types import Message
+
+    from actors.sample_buffer import RoundKey, Task
+    from actors.weight_updates import WeightUpdates
     from iris_ray.generation.policy_engine import PolicyEngine, Response
 
 DELIVERY_PAUSE_S = 0.1  # lets pairs come together into one message
@@ -43,16 +46,20 @@ class Generator:
         self.failure: BaseException | None = None  # of an update, after which none is tried any more
         self.in_flight = InFlight()
         self.answering = InFlight()  # of these, what one version must answer from its first token to its last
+        self.visits = InFlight()  # requests of people, by way of the gateway
         self.outbox: asyncio.Queue[tuple[RoundKey, int, SelfPlayPair]] = asyncio.Queue()
         self.generated_tokens = 0
 
     async def start(self) -> None:
         """Start the engine, load the newest weights, pass the probe: only then is it ready."""
+        # Not above: whoever asks Ray for this actor imports this file too, and these take seconds.
+        from actors.weight_updates import WeightUpdates
         from iris_ray.generation.policy_engine import PolicyEngine
 
         if self.config.generation.bind_cores:
             self.cores = OwnCores(int(self.config.generation.num_cpus))
-        self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id)
+        reports_as = f"{self.config.run.name}/{self.name}" if self.config.generation.engine_metrics else None
+        self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id, reports_as=reports_as)
         self.updates = WeightUpdates(self.config, self.engine, self.name, self.store)
         while await self.use_version(None) is None:
             pass  # the learner that published them is gone; the next one publishes anew
@@ -80,7 +87,7 @@ class Generator:
                 for task in lease.tasks:
                     tasks.create_task(self._write(lease.round, task))
 
-    async def _write(self, round_: RoundKey, task: Task) -> None:
+    async def _write(self, round_: "RoundKey", task: "Task") -> None:
         demonstration = task.demonstration
         response, version, reference = await self._respond(demonstration, task.seed)
         self.generated_tokens += len(response.tokens)
@@ -151,6 +158,19 @@ class Generator:
             self.answering.leave()
             self.in_flight.leave()
 
+    async def respond(self, method: str, path: str, body: dict[str, Any] | None) -> "AsyncIterator[Message]":
+        """Answer an OpenAI-compatible request: the ASGI messages of vLLM's response, as they come."""
+        async with self.updating:  # an update that waits for what is under way does not wait for ever
+            if self.failure:
+                raise self.failure
+            self.visits.enter(1)
+        try:
+            async with aclosing(self.engine.respond(method, path, body)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self.visits.leave()
+
     async def use_version(self, version: int | None) -> int | None:
         """Load weights `version`, or the newest if they are gone or `None`, unless they are in place.
 
@@ -162,14 +182,17 @@ class Generator:
         manifest = await self.store.get.remote(version)
         if manifest is None:
             return None
-        finish = self.in_flight if self.config.generation.in_flight == "finish" else self.answering
+        finish = [self.answering]
+        if self.config.generation.in_flight == "finish":
+            finish = [self.in_flight, self.visits]
         async with self.updating:
             if self.failure:
                 raise self.failure
             if self.serial != manifest.serial:
                 try:
                     await self.updates.prepare(manifest)
-                    await finish.at_most(0)
+                    for under_way in finish:
+                        await under_way.at_most(0)
                     await self._load(manifest)
                 except WeightsLost:  # with the learner, which goes back to a checkpoint
                     return None
@@ -193,9 +216,11 @@ class Generator:
             "version": self.version,
             "generated_tokens": self.generated_tokens,
             "busy_seconds": self.in_flight.busy_seconds,
+            "requests": self.in_flight.count,
         }
 
     async def leave(self) -> None:
         """Finish what is under way for others and end the engine's processes."""
         await self.in_flight.at_most(0)
+        await self.visits.at_most(0)
         self.engine.shutdown()

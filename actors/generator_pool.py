@@ -41,7 +41,12 @@ class Member:
     drain_until: float = float("inf")
     fault: BaseException | None = None
     beat: dict[str, Any] = field(
-        default_factory=lambda: {"version": None, "generated_tokens": 0, "busy_seconds": 0.0}
+        default_factory=lambda: {
+            "version": None,
+            "generated_tokens": 0,
+            "busy_seconds": 0.0,
+            "requests": 0,
+        }
     )
     counts: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_BEATS))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,6 +39,8 @@ class LearnerRank:
         self.weights: WeightPublisher
         self.events: LearnerEvents
         self.paused: bool
+        self.publishing: tuple[int, Future[ray.ObjectRef]] | None = None
+        learner.before_update = self.published
         probe = self.wait(self.buffer.probe.remote(), "the probe")
         self.weights = WeightPublisher(config, learner, self.store, probe, self.rank, self.ranks)
         taken, self.paused = self.wait(self.controller.standing_orders.remote(), "the orders that stand")
@@ -47,7 +50,19 @@ class LearnerRank:
 
     def publish(self, version: int, opponent: bool = False) -> None:
         """List the policy's weights, or the opponent's, as `version` for generators to pull."""
-        self.wait(self.weights.publish(version, opponent), f"the weight store to take version {version}")
+        self.start_publishing(version, opponent)
+        self.published()
+
+    def start_publishing(self, version: int, opponent: bool = False) -> None:
+        """The same, but weights are copied beside what comes next, until the next update of the policy."""
+        self.published()
+        self.publishing = version, self.weights.publish(version, opponent)
+
+    def published(self) -> None:
+        """Wait until what is being published is listed."""
+        if self.publishing:
+            (version, listed), self.publishing = self.publishing, None
+            self.wait(listed.result(), f"the weight store to take version {version}")
 
     def next_round(self, version: int) -> "RoundProgress | None":
         """Open the next round, on every rank; `None` when the game is over."""
@@ -91,7 +106,7 @@ class LearnerRank:
                 self.controller.record_step.remote(result.report, staleness)
             progress.step += 1
             if self.refresh_every and progress.step % self.refresh_every == 0 and progress.step < steps:
-                self.publish(newest_version(progress.round, progress.step, self.refresh_every))
+                self.start_publishing(newest_version(progress.round, progress.step, self.refresh_every))
             every = self.config.checkpoint.every_steps
             if every and progress.step % every == 0 and progress.step < steps:
                 checkpoint()
@@ -101,6 +116,8 @@ class LearnerRank:
 
     def _next_batch(self, share: ray.ObjectRef, what: str, checkpoint: Callable[[], None]) -> Share:
         """The batch, once it is there; what a person orders comes first. Raises `RunStopped`."""
+        if not ray.wait([share], timeout=0)[0]:
+            self.published()  # who has to wait anyway sees at once if that failed
         while (event := self._next_event(None if self.paused else share, what, orders=True)) != "there":
             if event == "generators":
                 self.weights.send()

@@ -8,10 +8,9 @@ import ray
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration, SelfPlayPair
-from iris_ray.data.prepare import demonstration, load_split
+from iris_ray.data.splits import demonstration, load_split
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
-from iris_ray.plugins import configured_objective
 from iris_ray.refresh import steps_between
 from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, sampling_seed
 from iris_ray.run_folder import RunFolder
@@ -50,12 +49,15 @@ class Lease:
 
 @ray.remote(num_cpus=0)
 class SampleBuffer:
-    """Holds object references and the ledger, never the pairs themselves."""
+    """Holds object references and the ledger, never the pairs themselves.
 
-    def __init__(self, config: RunConfig):
+    `compares_with_first`: the objective also looks at the first model's responses.
+    """
+
+    def __init__(self, config: RunConfig, compares_with_first: bool = False):
         self.config = config
         self.train = load_split(RunFolder(config.folder).data, "train")
-        self.compares_with_first = "initial" in configured_objective(config).responses
+        self.compares_with_first = compares_with_first
         self.initial: dict[int, StoredPair] = {}
         self.current: RoundBuffer | None = None
         self.books = LedgerCounts()
@@ -209,6 +211,10 @@ class SampleBuffer:
             buffer = self._round()
             await self.changed.wait_for(lambda: buffer.ledger.written == buffer.ledger.size)
             return buffer.stored()
+
+    async def newest(self, count: int) -> list[StoredPair]:
+        """Where up to `count` of the open round's pairs lie, those that came in last."""
+        return self.current.newest(count) if self.current else []
 
     async def close_round(self) -> LedgerCounts:
         """End the round and let go of its pairs; returns the books of the run so far."""

@@ -12,12 +12,14 @@ from actors.controller import Controller
 from actors.failures import user_error
 from actors.generator_pool import GeneratorPool
 from actors.learner import run_learner
+from actors.run_metrics import RunMetrics
 from actors.run_status import run_status
 from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
 from iris_ray.errors import LostActorError, ResourceError, RunStopped, first_line
 from iris_ray.interrupt import interrupt_flag
+from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
 from iris_ray.weights.manifest import Probe
@@ -36,11 +38,13 @@ class Service:
         """`resume_from`: path in the storage of the checkpoint to go on from."""
         self.config = config
         run = config.run.name
+        self.metrics = RunMetrics(run)
         self.began = time.monotonic()
         # What holds the run's state stays beside the driver, with which it ends anyhow. Ray would put actors
         # that ask for nothing on any node, also on a generators' node that is scaled down or lost.
         here: dict[str, Any] = {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
-        self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config, **here)
+        first = "initial" in configured_objective(config).responses
+        self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config, first, **here)
         self.store = names.start(WeightStore, run, names.WEIGHT_STORE, **here)
         self.controller = names.start(Controller, run, names.CONTROLLER, config, model_path, **here)
         self.pool = names.start(
@@ -97,6 +101,7 @@ class Service:
             status = self.status()
             if status["failure"]:
                 raise status["failure"]
+            self.metrics.update(status)
             view.update(status)
             ray.get(done)
             if not status["iteration"] and time.monotonic() - self.began > self.config.run.start_timeout_s:

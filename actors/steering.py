@@ -12,7 +12,7 @@ from actors import names
 from actors.cluster import connect
 from actors.run_status import run_status
 from iris_ray.contracts import Order
-from iris_ray.errors import ConfigError, RunFolderError, UnavailableError
+from iris_ray.errors import ConfigError, NotObeyedError, RunFolderError, UnavailableError
 from iris_ray.progress import folder_status, live_status, run_state
 from iris_ray.run_folder import RunFolder
 
@@ -46,8 +46,8 @@ class LiveRun:
     def order(self, order: Order, timeout: float) -> dict[str, Any]:
         """Have the learner obey before its next step.
 
-        Returns once it did, with the fields of the status that the controller knows. Raises `ConfigError` if
-        it did not within `timeout` s; the order stands nevertheless.
+        Returns once it did, with the fields of the status that the controller knows. Raises `NotObeyedError`
+        if it did not within `timeout` s; the order stands nevertheless.
         """
         ordered: Any = self.controller.order.remote(order)
         number = ray.get(ordered, timeout=TIMEOUT_S)
@@ -55,7 +55,7 @@ class LiveRun:
             obeyed: Any = self.controller.wait_obeyed.remote(number)
             status = ray.get(obeyed, timeout=timeout)
         except ray.exceptions.GetTimeoutError:
-            raise ConfigError(
+            raise NotObeyedError(
                 f"{self.name}: the learner did not come to it within {timeout:g} s. It will, before its next "
                 "step. `iris-ray status` tells what it does; --timeout waits longer."
             ) from None

@@ -10,9 +10,9 @@ import torch
 from ray.actor import ActorHandle
 
 from iris_ray.config import Sync
-from iris_ray.weights.broadcast import BroadcastGroup, Meeting, TransferError
+from iris_ray.weights.broadcast import BroadcastGroup, TransferError
 from iris_ray.weights.buckets import pack_buckets
-from iris_ray.weights.manifest import Broadcast, WeightManifest
+from iris_ray.weights.manifest import Broadcast, Meeting, WeightManifest
 
 TOGETHER_S = 0.25  # for the generators of the last broadcast to come once more
 

@@ -1,6 +1,7 @@
 """The learner's end of weight updates."""
 
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -10,9 +11,9 @@ from ray.train.torch import get_device
 
 from actors.weight_broadcasts import WeightBroadcasts
 from iris_ray.config import RunConfig
-from iris_ray.weights.buckets import lay_out
+from iris_ray.weights.buckets import lay_out, share_buckets
 from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest
-from iris_ray.weights.shares import WeightShare, share_buckets
+from iris_ray.weights.shares import WeightShare
 
 if TYPE_CHECKING:
     from iris_ray.learner.self_play_learner import SelfPlayLearner
@@ -42,16 +43,34 @@ class WeightPublisher:
         self.broadcasts: WeightBroadcasts | None = None
         if config.sync.transport != "object_store":
             self.broadcasts = WeightBroadcasts(config.sync, store, get_device())
+        self.copier = ThreadPoolExecutor(1)
         self.layout: list[list[TensorSpec]] = []
         self.version = 0
         self.opponent = False
 
-    def publish(self, version: int, opponent: bool) -> Any:
-        """List the policy's weights, or the opponent's; returns the object reference to wait for."""
+    def publish(self, version: int, opponent: bool) -> Future[Any]:
+        """List the policy's weights, or the opponent's; gives the object reference to wait for.
+
+        The policy may be computed with meanwhile, and must not change.
+        """
         self.version, self.opponent = version, opponent
-        buckets, probe = self._buckets(), self._probe()
-        share = WeightShare(version, self.rank, self.ranks, buckets, probe if self.rank == 0 else None)
+        probe = self._probe()
+        if self._lasting:
+            return self.copier.submit(self._list, probe)
+        listed: Future[Any] = Future()
+        listed.set_result(self._list(probe))
+        return listed
+
+    def _list(self, probe: Probe) -> Any:
+        probe_of_first = probe if self.rank == 0 else None
+        share = WeightShare(self.version, self.rank, self.ranks, self._buckets(), probe_of_first)
         return self.store.publish.remote(share)
+
+    @property
+    def _lasting(self) -> bool:
+        """Whether what is published are the policy's own parameters, not what was gathered or read."""
+        stays = not self.opponent and self.config.learner.zero_stage < 3
+        return stays and self.broadcasts is None
 
     def policy_moves(self, keeps_opponent: bool) -> None:
         """From now on the policy is trained: generators that come late get the opponent, if one is kept."""
@@ -75,10 +94,8 @@ class WeightPublisher:
         if self.broadcasts:
             self.layout = self.layout or lay_out(weights, bucket_bytes)
             return [Bucket(None, tensors) for tensors in self.layout[self.rank :: self.ranks]]
-        # All ranks walk through all weights, as ZeRO-3 gathers each of them, and share the copying. The
-        # policy's own parameters stay as they are until this returns; what is gathered does not.
-        lasting = not self.opponent and self.config.learner.zero_stage < 3
-        return put_buckets(weights, bucket_bytes, self.rank, self.ranks, lasting)
+        # All ranks walk through all weights, as ZeRO-3 gathers each of them, and share the copying.
+        return put_buckets(weights, bucket_bytes, self.rank, self.ranks, self._lasting)
 
     def _probe(self) -> Probe:
         return Probe(self.probe, self.learner.token_logprobs(self.probe, self.opponent))

@@ -15,10 +15,9 @@ from iris_ray.config import RunConfig
 from iris_ray.contracts import Update
 from iris_ray.errors import IrisRayError, UpdateError
 from iris_ray.generation.shared_memory import shared_folder
-from iris_ray.weights.buckets import bucket_size, unpack_arrays
+from iris_ray.weights.buckets import Arrays, bucket_size, unpack_arrays
 from iris_ray.weights.manifest import Broadcast, TensorSpec, WeightManifest, WeightsLost
 from iris_ray.weights.parity import check_parity
-from iris_ray.weights.shares import Arrays
 from iris_ray.weights.staging import Sent, StagedBucket, write_bucket
 
 if TYPE_CHECKING:

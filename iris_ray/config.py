@@ -260,6 +260,8 @@ class Generation(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enforce_eager: bool = False
     """Skip vLLM's compilation: starts sooner, writes slower."""
+    engine_metrics: bool = False
+    """Have vLLM report what each engine does as Ray metrics. Costs it some Python in every step."""
 
     @model_validator(mode="after")
     def _engine_fits(self) -> "Generation":
@@ -395,11 +397,55 @@ class Sync(Section):
         return self
 
 
+class Gateway(Section):
+    """The run over HTTP: a page, its status, orders, and its policy as an OpenAI-compatible endpoint."""
+
+    port: int | None = Field(None, ge=1, le=65535)
+    """Where it listens. Empty: there is no gateway."""
+    host: str = "127.0.0.1"
+    """Address it listens at; the default is reached from its own machine only."""
+    prefix: str = Field("/", pattern=r"^/([\w.-]+(/[\w.-]+)*)?$")
+    """What its paths begin with. Runs of one cluster share the port and need one each."""
+    max_requests: int = Field(4, ge=1)
+    """Answers of the policy that are written at the same time; a request for more is refused."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longest answer of the policy, in tokens. Empty: `data.max_response_tokens`."""
+    max_body_kib: int = Field(256, ge=1)
+    """Largest body of a request."""
+
+
 class Evaluation(Section):
     prompts: int = Field(256, ge=0)
     """Held-out prompts answered greedily per opponent. 0 switches the evaluation off."""
     answer_pattern: str | None = None
     """Regular expression with one group: compare what it finds last, not the whole response."""
+
+
+class Wandb(Section):
+    """Weights & Biases. Needs the extra `wandb`."""
+
+    project: str = "iris-ray"
+    entity: str | None = None
+    """User or team. Empty: your default one."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` keeps all of it in the run folder; `wandb sync` sends it later."""
+
+
+class Mlflow(Section):
+    """MLflow. Needs the extra `mlflow`."""
+
+    uri: str | None = None
+    """Tracking server, or a database such as `sqlite:///mlflow.db`. Empty: MLFLOW_TRACKING_URI."""
+    experiment: str = "iris-ray"
+
+
+class Tracking(Section):
+    """Where a run's curves go beside its folder. TensorBoard's files are always written there."""
+
+    wandb: Wandb | None = None
+    """Empty: nothing goes to Weights & Biases."""
+    mlflow: Mlflow | None = None
+    """Empty: nothing goes to MLflow."""
 
 
 class RunConfig(Section):
@@ -419,6 +465,8 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     sync: Sync = Sync()
     evaluation: Evaluation = Evaluation()
+    gateway: Gateway = Gateway()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from iris_ray.checkpoints import StoredCheckpoint
 from iris_ray.config import RunConfig
-from iris_ray.errors import LostActorError
+from iris_ray.errors import LostActorError, first_line
 from iris_ray.evaluation import share
 from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
@@ -97,12 +97,18 @@ class ConsoleView(View):
         self._print(f"[yellow]An actor died:[/yellow] {escape(str(error))}")
         self.resuming(checkpoint)
 
+    def tracker_lost(self, name: str, error: Exception) -> None:
+        reason = escape(first_line(error))
+        self._print(f"[yellow]{name} failed[/yellow] and is told nothing more of this run: {reason}")
+
     def waiting(self, missing: str) -> None:
         self._print(f"Waiting for nodes of the Ray cluster:\n{escape(missing)}")
 
     def starting(self, where: dict[str, str | None]) -> None:
         dashboard = f"Ray dashboard: {where['dashboard']}. " if where["dashboard"] else ""
         self._print(f"Starting generators and learner. {dashboard}Logs: {where['logs']}")
+        if where.get("gateway"):
+            self._print(f"Live page, HTTP and OpenAI-compatible endpoint: {where['gateway']}")
 
     def update(self, status: dict[str, Any]) -> None:
         self._learner_deaths(status)

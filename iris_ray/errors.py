@@ -38,6 +38,10 @@ class UnavailableError(IrisRayError):
     """A run, or a part of it, that was asked for something and is not there."""
 
 
+class NotObeyedError(IrisRayError):
+    """The learner has not come to an order yet."""
+
+
 class RunStopped(KeyboardInterrupt):
     """Somebody asked the run to stop, from elsewhere, and it did, at a checkpoint."""
 

@@ -10,9 +10,10 @@ from huggingface_hub import HfApi, constants
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from iris_ray.config import RunConfig
-from iris_ray.data.prepare import REPORT, PreparedData, demonstration, load_prepared, prepare_data
+from iris_ray.data.prepare import REPORT, PreparedData, load_prepared, prepare_data
 from iris_ray.data.rows import Rows, read_rows
 from iris_ray.data.sources import HUB_TIMEOUT_S
+from iris_ray.data.splits import demonstration
 from iris_ray.errors import ConfigError, ModelError, RunFolderError, first_line
 from iris_ray.evaluation import check_pattern
 from iris_ray.game import Game
@@ -24,8 +25,7 @@ from iris_ray.scratch.model import build_model
 from iris_ray.scratch.sort_digits import make_rows
 from iris_ray.scratch.tokenizer import train_tokenizer
 from iris_ray.scratch.warmup import Progress, WarmupResult, warm_up
-
-TOKENIZER = "tokenizer"
+from iris_ray.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def check_names(config: RunConfig) -> None:
-    """Raise `ConfigError` for what a schema cannot see: plug-ins, names in registries, patterns."""
+    """Raise `ConfigError` for what a schema cannot see: plug-ins, names in registries, packages, patterns."""
     objective = configured_objective(config)
     if config.learner.reference == "generator" and "initial" in objective.responses:
         raise ConfigError(
@@ -51,6 +51,7 @@ def check_names(config: RunConfig) -> None:
         )
     Game(config)
     check_pattern(config.evaluation.answer_pattern)
+    check_trackers(config)
 
 
 def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
@@ -70,7 +71,7 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         rows = _rows(config)
     single_tokens(config.generation.stop, tokenizer)
     data = prepare_data(rows, tokenizer, config, folder.data)
-    tokenizer.save_pretrained(folder.data / TOKENIZER)
+    tokenizer.save_pretrained(folder.tokenizer)
     return Prepared(tokenizer, parameters, data)
 
 
@@ -87,7 +88,7 @@ def reopen(config: RunConfig, folder: RunFolder) -> Prepared:
     data = load_prepared(folder.data)
     if config.model.scratch is None:
         return Prepared(load_tokenizer(config), count_parameters(config), data)
-    tokenizer = AutoTokenizer.from_pretrained(folder.data / TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(folder.tokenizer)
     return Prepared(tokenizer, _count_made_parameters(config, tokenizer), data)
 
 

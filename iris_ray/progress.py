@@ -22,7 +22,7 @@ def live_status(run: str, status: dict[str, Any]) -> dict[str, Any]:
         "alpha": status["alpha"],
         "gap": status["gap"],
         "loss": step.get("loss"),
-        "exact_match": _last_score(status["baseline"], status["iterations"]),
+        "exact_match": last_score(status["baseline"], status["iterations"]),
         "eta_s": _eta(status),
         "generators_wanted": status["wanted"],
         "generators": status["generators"],
@@ -45,7 +45,7 @@ def folder_status(folder: RunFolder) -> dict[str, Any]:
         "iteration": entries[-1]["iteration"] if entries else 0,
         "iterations": folder.read_config().schedule.iterations,
         "step": 0,
-        "exact_match": _last_score(summary.get("baseline", {}), entries),
+        "exact_match": last_score(summary.get("baseline", {}), entries),
         "generators": [],
         "ledger": summary.get("ledger"),
         "error": summary.get("error"),
@@ -70,7 +70,7 @@ def _eta(status: dict[str, Any]) -> float | None:
     return max(left, 0) * sum(took) / len(took)
 
 
-def _last_score(baseline: dict[str, Any], iterations: list[dict[str, Any]]) -> float | None:
+def last_score(baseline: dict[str, Any], iterations: list[dict[str, Any]]) -> float | None:
     """Of the last model that was evaluated."""
     scores = [entry.get("exact_match") for entry in (baseline, *iterations)]
     return next((score for score in reversed(scores) if score is not None), None)

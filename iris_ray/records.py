@@ -32,6 +32,7 @@ class Records:
         self.diagnostics = Diagnostics(order)
         self.warnings: list[dict[str, Any]] = []
         self.resumes = 0
+        self.sync: dict[str, dict[str, float]] = {}
 
     def round_opened(self, round_: Round, steps: int) -> None:
         self.round, self.steps, self.step, self.opened = round_, steps, 0, time.monotonic()
@@ -43,6 +44,7 @@ class Records:
                 "reason": round_.reason,
                 "loss": None,
                 "exact_match": None,
+                "steps": 0,
                 "pairs": 0,
                 "truncated": 0,
                 "skipped_steps": 0,
@@ -62,6 +64,7 @@ class Records:
         """A step was taken on pairs whose opponents lay `staleness` versions behind the newest."""
         self.step += 1
         current = self.iterations[-1]
+        current["steps"] += 1
         current["pairs"] += report.pairs
         current["truncated"] += report.truncated
         current["skipped_steps"] += report.skipped
@@ -70,7 +73,7 @@ class Records:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(report).items()
         }
-        where = {"iteration": current["iteration"], "step": self.step}
+        where = self.where() | {"global_step": self.steps_until(current["iteration"])}
         order = {"alpha": current["alpha"], "gap": current["gap"]}
         current["staleness_max"] = max(current["staleness_max"], *staleness)
         stale = {"staleness_mean": fmean(staleness), "staleness_max": max(staleness)}
@@ -108,11 +111,20 @@ class Records:
         else:
             entry = self.iterations[iteration - 1]
             entry["exact_match"] = exact_match
-            self.folder.append_metrics("iteration", entry)
+            where = {"global_step": self.steps_until(iteration)}
+            self.folder.append_metrics("iteration", entry | where)
 
     def updated(self, update: Update) -> None:
-        self.updates.append(update)
+        self._count(update)
         self.folder.append_metrics("update", asdict(update))
+
+    def _count(self, update: Update) -> None:
+        self.updates.append(update)
+        sync = self.sync.setdefault(update.generator, {"updates": 0, "seconds": 0, "paused_seconds": 0})
+        sync["updates"] += 1
+        sync["seconds"] += update.seconds
+        sync["paused_seconds"] += update.paused_seconds
+        sync["parity_max_abs_diff"] = update.parity_max_abs_diff
 
     def generator(self, name: str, state: str, reason: str | None) -> None:
         """A generator came or went; `reason` if it died."""
@@ -151,7 +163,9 @@ class Records:
         self.folder.cut_metrics(state["metrics_bytes"])
         state = deepcopy(state)
         self.baseline, self.iterations = state["baseline"], state["iterations"]
-        self.updates = [Update(**update) for update in state["updates"]]
+        self.updates, self.sync = [], {}
+        for update in state["updates"]:
+            self._count(Update(**update))
         self.evaluated_iteration = state["evaluated_iteration"]
         self.round = Round(**state["round"]) if state["round"] else None
         self.opened = time.monotonic() - state["seconds"]  # so that only time of a living run counts
@@ -159,7 +173,12 @@ class Records:
         self.diagnostics.load_state_dict(state["diagnostics"])
         self.warnings = state["warnings"]
         self.resumes = max(self.resumes, state["resumes"]) + 1  # that it happened is not forgotten
-        self.folder.append_metrics("resumed", self.where())
+        where = self.where()
+        self.folder.append_metrics("resumed", where | {"global_step": self.steps_until(where["iteration"])})
+
+    def steps_until(self, iteration: int) -> int:
+        """Steps that were taken in all iterations up to this one."""
+        return sum(entry["steps"] for entry in self.iterations[:iteration])
 
     def where(self) -> dict[str, int]:
         """The step that was taken last."""
@@ -175,6 +194,7 @@ class Records:
             "iterations": self.iterations,
             "last_step": self.last_step,
             "warnings": self.warnings,
+            "sync": self.sync,
         }
 
     def summary(self) -> dict[str, Any]:

@@ -30,6 +30,10 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
         self.cluster = self.path / "cluster.json"
+        self.token = self.path / "gateway.token"
+        self.tokenizer = self.data / "tokenizer"
+        self.tracking = self.path / "tracking.json"
+        self.tensorboard = self.path / "tensorboard"
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":
@@ -141,6 +145,11 @@ class RunFolder:
             where: dict[str, str | None] = json.loads(self.cluster.read_text())
             return where
         return self.read_summary().get("cluster", {})
+
+    def write_token(self, token: str) -> None:
+        """Keep what the gateway asks of those who change the run, for the eyes of its user alone."""
+        self.token.touch(mode=0o600)
+        self.token.write_text(token + "\n")
 
     def write_probe(self, probe: Probe) -> None:
         """Keep the final model's log-probs of a few sequences: whoever loads it elsewhere can compare."""

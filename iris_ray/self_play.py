@@ -1,7 +1,8 @@
 """The public façade: one run from configuration to summary."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
 from iris_ray.config import RunConfig
@@ -11,8 +12,12 @@ from iris_ray.preparation import Prepared, check_names, make_model, prepare, reo
 from iris_ray.report import write_report
 from iris_ray.resumption import resumed_config
 from iris_ray.run_folder import RunFolder
+from iris_ray.tracking import Tracking
 from iris_ray.versions import versions
 from iris_ray.view import View
+
+if TYPE_CHECKING:
+    from actors.cluster import Cluster
 
 ERROR_CHARACTERS = 4000
 
@@ -49,35 +54,42 @@ class SelfPlay:
         can mend, before any actor starts where that is possible. Whatever happens later, the run folder
         says so in summary.json.
         """
-        from actors.cluster import Cluster
-
         check_names(self.config)
         storage = CheckpointStorage(self.config)
-        if self.resumes:
-            folder = RunFolder.open(self.config.folder)
-            prepared = reopen(self.config, folder)
-            self.view.prepared(self.config, prepared)
-            cluster = Cluster(self.config, prepared.parameters, self.view.waiting)
-        else:
-            folder = RunFolder.create(self.config)
-            with folder.discarded_on_error():  # nothing has run yet, so the name stays free
-                if found := storage.newest():
-                    raise RunFolderError(
-                        f"run.name={self.config.run.name}: checkpoint.storage holds checkpoints of a run of "
-                        f"this name, such as {found.path}. Choose another run.name, or remove them."
-                    )
-                prepared = prepare(self.config, folder)
-                self.view.prepared(self.config, prepared)
-                cluster = Cluster(self.config, prepared.parameters, self.view.waiting)
-        with cluster:
+        with ExitStack() as begun:
+            if self.resumes:
+                folder = RunFolder.open(self.config.folder)
+                prepared = reopen(self.config, folder)
+                cluster = self._begin(begun, folder, prepared)
+            else:
+                folder = RunFolder.create(self.config)
+                with folder.discarded_on_error():  # nothing has run yet, so the name stays free
+                    if found := storage.newest():
+                        raise RunFolderError(
+                            f"run.name={self.config.run.name}: checkpoint.storage holds checkpoints of a run "
+                            f"of this name, such as {found.path}. Choose another run.name, or remove them."
+                        )
+                    prepared = prepare(self.config, folder)
+                    cluster = self._begin(begun, folder, prepared)
             checkpoint = storage.keep_newest()
             if self.resumes:
                 self.view.resuming(checkpoint)
             with folder.playing_on(cluster.where):
                 return self._play(cluster, folder, prepared, checkpoint)
 
+    def _begin(self, begun: ExitStack, folder: RunFolder, prepared: Prepared) -> "Cluster":
+        """Join the cluster, open trackers and gateway, for as long as `begun` stays open."""
+        from actors.cluster import Cluster
+        from actors.gateway import gateway
+
+        self.view.prepared(self.config, prepared)
+        cluster = begun.enter_context(Cluster(self.config, prepared.parameters, self.view.waiting))
+        begun.enter_context(Tracking(self.config, folder, self.view))
+        cluster.where["gateway"] = begun.enter_context(gateway(self.config.with_absolute_paths()))
+        return cluster
+
     def _play(
-        self, cluster: Any, folder: RunFolder, prepared: Prepared, checkpoint: StoredCheckpoint | None
+        self, cluster: "Cluster", folder: RunFolder, prepared: Prepared, checkpoint: StoredCheckpoint | None
     ) -> dict[str, Any]:
         from actors.service import Service
 

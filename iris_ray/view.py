@@ -27,6 +27,9 @@ class View:
     def lost(self, error: LostActorError, checkpoint: StoredCheckpoint | None) -> None:
         """An actor with state of the run died, so the run goes back to `checkpoint`, or to its beginning."""
 
+    def tracker_lost(self, name: str, error: Exception) -> None:
+        """A tracker failed and is told nothing more. Comes from another thread."""
+
     def waiting(self, missing: str) -> None:
         """The run waits for nodes of the cluster that bring what is `missing`."""
 

@@ -47,9 +47,19 @@ MEANS = PairMeans(
 # Before Ray is imported: some tests talk to clusters that other processes started.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+# Two processes share the tests, and each of them the machine with its run. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# They begin with the files that take longest, so that no one waits for the other in the end.
+LONGEST = ("test_chaos.py", "test_resume.py", "test_generator_pool.py", "test_multi_node.py")
+
 # The same examples on every machine, however slow it is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # else as they were
 
 
 @pytest.fixture(scope="module")

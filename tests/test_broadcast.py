@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from actors.weight_store import WeightStore
-from iris_ray.weights.broadcast import BroadcastGroup, Meeting, TransferError
-from iris_ray.weights.manifest import Broadcast, Bucket, Probe, WeightManifest
+from iris_ray.weights.broadcast import BroadcastGroup, TransferError
+from iris_ray.weights.manifest import Broadcast, Bucket, Meeting, Probe, WeightManifest
 from iris_ray.weights.shares import WeightShare
 
 MEETING = Meeting("gloo", "127.0.0.1", 0, ranks=3, timeout_s=20)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,94 +43,133 @@ RECIPE = {
     "learner": {"num_cpus": 0.5, "batch_size": 40, "learning_rate": 1e-3, "max_failures": KILLS},
 }
 RECIPE["run"] = {"name": "chaos", "max_failures": KILLS}
-# What a process calls itself, and how often it is the one to be killed.
+# What processes call themselves, and how often one of them is killed. The first two are one generator's.
 VICTIMS = {
-    "ray::Generator": 26,
-    "VLLM::EngineCore": 10,
-    "VLLM::Worker": 4,
-    "ray::RayTrainWorker": 6,
-    "ray::SampleBuffer": 1,
-    "ray::WeightStore": 1,
-    "ray::Controller": 1,
-    "ray::GeneratorPool": 1,
+    ("ray::Generator", "VLLM::EngineCore"): 40,
+    ("ray::RayTrainWorker",): 6,
+    ("ray::SampleBuffer",): 1,
+    ("ray::WeightStore",): 1,
+    ("ray::Controller",): 1,
+    ("ray::GeneratorPool",): 1,
 }
 assert sum(VICTIMS.values()) == KILLS
+BURST = 10  # kills, before it may get somewhere
+
+
+class Chaos:
+    """A run in a process of its own, whose other processes are killed."""
+
+    def __init__(self, runs: Path):
+        self.folder = runs / "chaos"
+        self.killed: list[str] = []
+        self._output = runs / "output.txt"
+        (runs / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+        command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(runs / "recipe.yaml")]
+        command += ["--set", f"run.folder={runs}"]
+        with self._output.open("w") as output:
+            self.run = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+
+    def kill_at_random(self) -> None:
+        """Kill a process of the run, soon or after some progress, again and again."""
+        rng = random.Random(0)
+        order = [names for names, times in VICTIMS.items() for _ in range(times)]
+        rng.shuffle(order)
+        for kill, names in enumerate(order):
+            if kill % BURST == 0:
+                self.goes_on()
+            time.sleep(rng.uniform(0, 1.5))
+            found = self.wait_for(lambda names=names: self.processes(names))
+            name = rng.choice(sorted(found))
+            with suppress(ProcessLookupError):  # it was just ending
+                os.kill(rng.choice(found[name]), signal.SIGKILL)
+            self.killed.append(name)
+
+    def goes_on(self) -> None:
+        """It takes a step."""
+        seen = self.last_step()
+        self.wait_for(lambda: self.last_step() > seen)  # back to a checkpoint is not on
+
+    def stop(self) -> None:
+        """Let it play another iteration, then press Ctrl-C."""
+        last = self.last_step()[0]
+        self.wait_for(lambda: self.last_step()[0] > last + 1)
+        # A terminal sends it to every process of its foreground group.
+        os.killpg(self.run.pid, signal.SIGINT)
+        self.run.wait(timeout=120)
+
+    def processes(self, names: tuple[str, ...]) -> dict[str, list[int]]:
+        """Ids of the run's processes that have one of these names."""
+        found: dict[str, list[int]] = {}
+        for process in psutil.Process(self.run.pid).children(recursive=True):
+            with suppress(psutil.Error, IndexError):  # it is just ending
+                if (name := process.cmdline()[0].split(".")[0]) in names:
+                    found.setdefault(name, []).append(process.pid)
+        return found
+
+    def last_step(self) -> tuple[int, int]:
+        """Iteration and step that were taken last."""
+        taken = metric_events(self.folder, "step")
+        return (taken[-1]["iteration"], taken[-1]["step"]) if taken else (0, 0)
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 600) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (result := condition()):
+            assert self.run.poll() is None, f"the run ended before its time: {self.printed()}"
+            assert time.monotonic() < deadline, f"nothing happened in time: {self.printed()}"
+            time.sleep(0.1)
+        return result
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def printed(self) -> str:
+        return self._output.read_text()
+
+    def left_running(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if self._has(process)]
+
+    def _has(self, process: psutil.Process) -> bool:
+        with suppress(ProcessLookupError, PermissionError, psutil.Error):
+            of_session = os.getsid(process.pid) == self.run.pid
+            return of_session and process.status() != psutil.STATUS_ZOMBIE
+        return False
 
 
 @pytest.fixture(scope="module")
-def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The folder of the run and what it printed."""
-    runs = tmp_path_factory.mktemp("runs")
-    (runs / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(runs / "recipe.yaml")]
-    command += ["--set", f"run.folder={runs}"]
-    with (runs / "output.txt").open("w+") as output:
-        run = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        try:
-            folder = runs / "chaos"
-            kill_at_random(run, folder)
-            finished = last_step(folder)[0]
-            wait_for(lambda: last_step(folder)[0] > finished + 1, run)
-            os.killpg(run.pid, signal.SIGINT)
-            run.wait(timeout=120)
-        finally:
-            run.kill()
-        yield folder, (runs / "output.txt").read_text()
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
+    """The run, when it is over."""
+    chaos = Chaos(tmp_path_factory.mktemp("runs"))
+    try:
+        chaos.kill_at_random()
+        chaos.stop()
+        yield chaos
+    finally:
+        chaos.run.kill()
 
 
-def kill_at_random(run: subprocess.Popen, folder: Path) -> None:
-    """Kill a process of the run, soon or after some progress, again and again."""
-    rng = random.Random(0)
-    order = [name for name, times in VICTIMS.items() for _ in range(times)]
-    rng.shuffle(order)
-    wait_for(lambda: last_step(folder) > (0, 0), run)
-    for kill, name in enumerate(order):
-        if kill % 8 == 0:  # let it get somewhere first
-            seen = last_step(folder)
-            wait_for(lambda seen=seen: last_step(folder) != seen, run)
-        time.sleep(rng.uniform(0, 1.5))
-        found = wait_for(lambda name=name: victims(run, name), run)
-        with suppress(ProcessLookupError):  # it was just ending
-            os.kill(rng.choice(found), signal.SIGKILL)
-
-
-def victims(run: subprocess.Popen, name: str) -> list[int]:
-    found = []
-    for process in psutil.Process(run.pid).children(recursive=True):
-        try:
-            if process.cmdline()[0].split(".")[0] == name:
-                found.append(process.pid)
-        except (psutil.Error, IndexError):
-            continue  # it is just ending
-    return found
-
-
-def last_step(folder: Path) -> tuple[int, int]:
-    """Iteration and step that were taken last."""
-    taken = metric_events(folder, "step")
-    return (taken[-1]["iteration"], taken[-1]["step"]) if taken else (0, 0)
-
-
-def wait_for(condition, run: subprocess.Popen, seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert run.poll() is None, "the run ended before its time"
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
-    return result
-
-
-def test_it_went_on_until_it_was_stopped(chaos: tuple[Path, str]) -> None:
-    folder, output = chaos
-    summary = json.loads((folder / "summary.json").read_text())
+def test_it_went_on_until_it_was_stopped(chaos: Chaos) -> None:
+    summary, output = chaos.summary(), chaos.printed()
     assert summary["status"] == "stopped", output
     assert len(summary["iterations"]) >= 3
     assert output.count("died") >= KILLS / 3  # deaths at the same time are told together
 
 
-def test_no_pair_is_lost_or_counted_twice(chaos: tuple[Path, str]) -> None:
-    folder, _ = chaos
-    summary = json.loads((folder / "summary.json").read_text())
+def test_every_part_was_killed(chaos: Chaos) -> None:
+    assert len(chaos.killed) == KILLS
+    assert set(chaos.killed) == {name for names in VICTIMS for name in names}
+
+
+def test_ctrl_c_stopped_every_process(chaos: Chaos) -> None:
+    assert chaos.run.returncode == 130, chaos.printed()
+    assert "Traceback" not in chaos.printed()
+    deadline = time.monotonic() + 60
+    while left := chaos.left_running():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def test_no_pair_is_lost_or_counted_twice(chaos: Chaos) -> None:
+    summary = chaos.summary()
     finished = [entry["iteration"] for entry in summary["iterations"]]
     assert finished == list(range(1, len(finished) + 1))
     # A round may be trained to its end and not yet closed in the books.
@@ -138,17 +177,17 @@ def test_no_pair_is_lost_or_counted_twice(chaos: tuple[Path, str]) -> None:
     assert closed in (len(finished), len(finished) - 1)
     assert summary["ledger"] == {"committed": PROMPTS * closed, "lost": 0, "duplicated": 0}
     for iteration in range(1, closed + 1):
-        written = pq.read_table(folder / "samples" / f"iteration-{iteration:03d}.parquet")
+        written = pq.read_table(chaos.folder / "samples" / f"iteration-{iteration:03d}.parquet")
         assert sorted(written["prompt_id"].to_pylist()) == list(range(PROMPTS))
         assert set(written["version"].to_pylist()) == {iteration - 1}
 
 
-def test_every_step_was_taken_once(chaos: tuple[Path, str]) -> None:
-    taken = [(e["iteration"], e["step"]) for e in metric_events(chaos[0], "step")]
+def test_every_step_was_taken_once(chaos: Chaos) -> None:
+    taken = [(e["iteration"], e["step"]) for e in metric_events(chaos.folder, "step")]
     assert taken == [(i // STEPS + 1, i % STEPS + 1) for i in range(len(taken))]
 
 
-def test_no_generator_served_weights_that_were_not_proven(chaos: tuple[Path, str]) -> None:
-    updates = metric_events(chaos[0], "update")
-    assert {update["version"] for update in updates} >= set(range(last_step(chaos[0])[0]))
+def test_no_generator_served_weights_that_were_not_proven(chaos: Chaos) -> None:
+    updates = metric_events(chaos.folder, "update")
+    assert {update["version"] for update in updates} >= set(range(chaos.last_step()[0]))
     assert all(update["parity_max_abs_diff"] < 1e-4 for update in updates)

@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from iris_ray.config import Data, RunConfig
-from iris_ray.data.prepare import demonstration, load_prepared, load_split, prepare_data
+from iris_ray.data.prepare import load_prepared, prepare_data
 from iris_ray.data.report import Dropped
 from iris_ray.data.rows import BadRow, Rows, read_rows
+from iris_ray.data.splits import demonstration, load_split
 from iris_ray.data.tokens import Encoder
 from iris_ray.errors import DataError, ModelError
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -36,8 +37,16 @@ RECIPE: dict[str, Any] = {
         "max_response_tokens": 12,
     },
     "objective": {"name": "tspin", "options": {"a": 0.5}},
+    "alpha": {"gap": "nll", "gap_per": "sequence", "c": 1.0},
     "schedule": {"iterations": 2, "epochs": 2, "prompts_per_iteration": PROMPTS},
-    "generation": {"num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "max_ahead": 48},
+    # Cooler responses are likelier than annotated ones under their own model: a gap that is not 0.
+    "generation": {
+        "num_cpus": 0.25,
+        "enforce_eager": True,
+        "concurrency": 16,
+        "max_ahead": 48,
+        "temperature": 0.4,
+    },
     # Two micro-batches a step; the last batch of a pass is smaller.
     "learner": {
         "num_cpus": 0.5,
@@ -46,7 +55,7 @@ RECIPE: dict[str, Any] = {
         "learning_rate": 1e-3,
         "max_grad_norm": 10,
     },
-    "checkpoint": {"every_steps": 4},
+    "checkpoint": {"every_steps": 4, "keep": 5},
 }
 STEPS = 2 * 7  # of an iteration
 LEDGER = {"committed": 2 * PROMPTS, "lost": 0, "duplicated": 0}
@@ -263,3 +272,58 @@ def test_the_last_checkpoint_is_the_final_model(straight: Path) -> None:
     exported = export_checkpoint(straight)
     assert same_weights(exported, straight / "final")
     AutoModelForCausalLM.from_pretrained(exported)
+
+
+def test_tspin_compares_with_what_the_first_model_wrote(straight: Path) -> None:
+    assert summary(straight)["ledger"] == LEDGER
+    first, second = (
+        pq.read_table(straight / "samples" / f"iteration-00{i}.parquet").to_pylist() for i in (1, 2)
+    )
+    y0 = {row["prompt_id"]: row["synthetic_tokens"] for row in first}
+    assert y0.keys() == {row["prompt_id"] for row in second}
+    # The second round's first batch, scored by the model that the first round made.
+    model = AutoModelForCausalLM.from_pretrained(export_checkpoint(straight, 1))
+
+    def logprob(prompt: list[int], response: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            table = model(torch.tensor([prompt + response])).logits[0].double().log_softmax(-1)
+        return sum(table[len(prompt) - 1 + i, token] for i, token in enumerate(response))
+
+    scores = torch.stack(
+        [
+            torch.stack(
+                [
+                    logprob(row["prompt_tokens"], response)
+                    for response in (row["real_tokens"], row["synthetic_tokens"], y0[row["prompt_id"]])
+                ]
+            )
+            for row in second[:16]
+        ]
+    )
+    y, y1, y_first = scores.T
+    expected = -(0.5 * (y - y1)).sigmoid().log().mean() - 0.1 * (0.5 * (y1 - y_first)).sigmoid().log().mean()
+    step = next(event for event in steps(straight) if event["iteration"] == 2)
+    assert step["loss"] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_gap_of_the_first_batch_sets_the_order_of_the_rest(straight: Path) -> None:
+    for entry in summary(straight)["iterations"]:
+        taken = [event for event in steps(straight) if event["iteration"] == entry["iteration"]]
+        # The first step stands on r = r' = 0, where every order is the same.
+        assert {(step["alpha"], step["gap"]) for step in taken} == {(entry["alpha"], entry["gap"])}
+        assert entry["alpha"] == pytest.approx(min(3, 1 + entry["gap"]))
+        assert entry["gap"] > 0
+        assert "nll gap" in entry["reason"]
+    state = json.loads((straight / "checkpoints" / "iteration-002" / "state.json").read_text())
+    game = state["controller"]["game"]
+    assert game["gaps"] == [entry["gap"] for entry in summary(straight)["iterations"]]
+    assert game["end"]["reward_real"] == summary(straight)["iterations"][1]["reward_real"]
+
+
+def test_warnings_are_kept(straight: Path) -> None:
+    kept = summary(straight)["warnings"]
+    assert [event for event in events(straight) if event.pop("event") == "warning"] == kept
+    # Cooled responses are told apart at once, and both kinds pushed down. T-SPIN has no order to watch.
+    kinds = {warning["kind"] for warning in kept}
+    assert "annotated_fall" in kinds
+    assert "gap_saturates" not in kinds

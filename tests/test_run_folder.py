@@ -180,11 +180,14 @@ def test_every_event_is_in_the_metrics(folder):
     assert (baseline["event"], baseline["exact_match"]) == ("baseline", None)
     for number, step in enumerate((first, second), start=1):
         del step["time"]
-        where = {"event": "step", "iteration": 1, "step": number}
+        where = {"event": "step", "iteration": 1, "step": number, "global_step": number}
         stale = {"staleness_mean": 0, "staleness_max": 0}
         assert step == where | {"alpha": 1.25, "gap": 0.5} | asdict(STEP) | stale
     assert (update["event"], update["parity_max_abs_diff"]) == ("update", 1e-6)
     assert (iteration["event"], iteration["iteration"], iteration["exact_match"]) == ("iteration", 1, 0.75)
+    play_round(records, 2)
+    records.evaluated(2, 0.8)
+    assert [iteration["global_step"], *(event["global_step"] for event in events(folder)[5:])] == [2, 3, 4, 4]
 
 
 def test_generators_and_the_age_of_their_pairs_are_recorded(folder):
@@ -213,6 +216,10 @@ def test_status_follows_the_run(folder):
     assert (status["step"], status["steps"], status["evaluated"]) == (1, 7, 0)
     assert status["last_step"]["loss"] == -0.2
     assert len(status["iterations"]) == 2
+    for seconds, difference in ((2.0, 3e-6), (4.0, 1e-6)):
+        records.updated(Update("generator-0", 1, seconds, seconds / 2, difference))
+    updates = {"updates": 2, "seconds": 6.0, "paused_seconds": 3.0, "parity_max_abs_diff": 1e-6}
+    assert records.status()["sync"] == {"generator-0": updates}
 
 
 def test_an_order_set_after_the_first_batch_holds_from_then_on(folder):
@@ -428,6 +435,7 @@ def test_records_go_on_where_they_were_kept(tmp_path, alive):
         *before, resumed = events(folder)
         assert before == kept
         where = {"iteration": records.status()["iteration"], "step": records.step}
+        where["global_step"] = sum(event["event"] == "step" for event in kept)
         assert without_times(resumed) == {"event": "resumed"} | where
         for call in whole_run(records)[at:]:
             call()

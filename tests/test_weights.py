@@ -19,12 +19,13 @@ from iris_ray.weights.buckets import (
     bucket_size,
     lay_out,
     pack_buckets,
+    share_buckets,
     unpack_arrays,
     unpack_tensors,
 )
 from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
 from iris_ray.weights.parity import TOLERANCE, check_parity
-from iris_ray.weights.shares import WeightShare, join_shares, share_buckets
+from iris_ray.weights.shares import WeightShare, join_shares
 from iris_ray.weights.staging import write_bucket
 
 PROBE = Probe([[1, 2, 3], [4, 5]], [[-0.5, -1.5], [-2.5]])

@@ -13,7 +13,7 @@ from benchmarks.generator.block import Block
 from benchmarks.generator.pinning import pin
 from benchmarks.generator.settings import Settings
 from benchmarks.learner.workload import END
-from iris_ray.data.prepare import demonstration, load_split
+from iris_ray.data.splits import demonstration, load_split
 from iris_ray.round_buffer import draw_prompts, sampling_seed
 from iris_ray.run_folder import RunFolder
 

@@ -1,6 +1,8 @@
 """Both ends of an update: a process that publishes as a learner does, and one that serves as a generator."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import Any
 
 import ray
@@ -30,6 +32,7 @@ class Publisher:
         self.model = Qwen2ForCausalLM(Qwen2Config(**shape.settings)).eval()
         self.model.to(dtype=torch.bfloat16)
         self.model.config.save_pretrained(folder)
+        self.copier = ThreadPoolExecutor(1)
         self.broadcasts: WeightBroadcasts | None = None
         if config.sync.transport != "object_store":
             self.broadcasts = WeightBroadcasts(config.sync, store, torch.device("cpu"))
@@ -51,6 +54,17 @@ class Publisher:
         table = self.model(tokens).logits.float().log_softmax(-1)[:, :-1]
         self.probe = Probe(PROBE, table.gather(2, tokens[:, 1:, None])[:, :, 0].tolist())
 
+    @torch.no_grad()
+    def _forward(self) -> float:
+        start = time.perf_counter()
+        self.model(torch.tensor(PROBE))
+        return time.perf_counter() - start
+
+    def _list(self, version: int) -> None:
+        weights, bucket_bytes = self.model.named_parameters(), self.config.sync.bucket_mib << 20
+        buckets = put_buckets(weights, bucket_bytes, lasting=True)
+        ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
+
     def copy(self) -> float:
         """How long a plain copy of all weights takes, into memory that was used before."""
         begin = time.perf_counter()
@@ -59,14 +73,23 @@ class Publisher:
         return time.perf_counter() - begin
 
     def publish(self, version: int) -> dict[str, float]:
-        """Publish the weights, and tell when that began and how long the learner was blocked."""
-        begin, start = time.time(), time.perf_counter()
-        weights, bucket_bytes = self.model.named_parameters(), self.config.sync.bucket_mib << 20
+        """Publish the weights, and tell when that began and how long the learner was blocked.
+
+        By way of the object store weights are copied beside forward passes. Then the learner was blocked for
+        as long as these took longer than by themselves.
+        """
         if self.broadcasts is None:
-            buckets = put_buckets(weights, bucket_bytes, lasting=True)
-            ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
+            alone = median(self._forward() for _ in range(5))
+            begin, start = time.time(), time.perf_counter()
+            listed = self.copier.submit(self._list, version)
+            while not listed.done():
+                self._forward()
+                start += alone
+            listed.result()
         else:
-            buckets = [Bucket(None, tensors) for tensors in lay_out(weights, bucket_bytes)]
+            begin = time.time()
+            layout = lay_out(self.model.named_parameters(), self.config.sync.bucket_mib << 20)
+            buckets = [Bucket(None, tensors) for tensors in layout]
             ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
             ray.wait([self.broadcasts.comers()])
             start = time.perf_counter()  # until they come a learner has other things to do

@@ -57,12 +57,12 @@ def measure(settings: Settings, millions: int, say: Say) -> Iterator[Row]:
         version = 0
         for count in settings.generators:
             taken: list[dict[str, float]] = []
-            # The first update of each number warms up: new memory, first calls.
-            for repeat in range(settings.repeats + 1):
-                say(f"{millions} M, {count} generators, update {repeat} of {settings.repeats}")
+            # The first updates warm up: the object store touches its memory for the first time.
+            for repeat in range(-KEPT, settings.repeats):
+                say(f"{millions} M, {count} generators, update {max(0, repeat + 1)} of {settings.repeats}")
                 taken.append(_update(publisher, receivers[:count], version))
                 version += 1
-            yield _row(size, count, taken[1:])
+            yield _row(size, count, taken[KEPT:])
 
 
 def _update(publisher: Any, receivers: list[Any], version: int) -> dict[str, float]:

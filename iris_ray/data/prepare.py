@@ -2,21 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value, load_from_disk
+from datasets import Dataset, Features, List, Value
 
 from iris_ray.config import Data, RunConfig
-from iris_ray.contracts import Demonstration
 from iris_ray.data.report import DataReport, Dropped, Lengths
 from iris_ray.data.rows import BadRow, Rows
+from iris_ray.data.splits import load_split
 from iris_ray.data.tokens import Encoded, Encoder
 from iris_ray.errors import DataError
 
@@ -96,16 +95,6 @@ def load_prepared(folder: Path) -> PreparedData:
 def load_report(folder: Path) -> DataReport:
     """What became of the rows that `prepare_data` read."""
     return DataReport.from_dict(json.loads((folder / REPORT).read_text()))
-
-
-def load_split(folder: Path, split: Literal["train", "holdout"]) -> Dataset:
-    """Open a split that `prepare_data` saved in `folder`, memory-mapped."""
-    return load_from_disk(str(folder / split))
-
-
-def demonstration(row: Mapping[str, Any]) -> Demonstration:
-    """The contract's form of a row of a split."""
-    return Demonstration(row["prompt_id"], row["prompt_tokens"], row["response_tokens"])
 
 
 def _tokenise(

@@ -3,11 +3,12 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoTokenizer
@@ -30,6 +31,11 @@ from iris_ray.lora import adapter_config, meta_model, target_modules, write_adap
 from iris_ray.weights.manifest import TensorSpec
 from iris_ray.weights.staging import StagedBucket
 from iris_ray.weights.vllm_engine import BACKEND
+
+if TYPE_CHECKING:
+    from starlette.types import Message
+
+    from iris_ray.generation.openai_app import OpenAIApp
 
 MIN_BATCHED_TOKENS = 4096  # prompts of several requests share a forward pass up to this size
 LOGS = (
@@ -57,7 +63,9 @@ def engine_settings(config: RunConfig, model_path: str) -> dict[str, Any]:
     places = generation.concurrency * (1 if generation.in_flight == "finish" else 2)
     return {
         "model": model_path,
-        "skip_tokenizer_init": True,
+        # Text is for people: pairs are token ids from end to end.
+        "skip_tokenizer_init": config.gateway.port is None,
+        "scheduling_policy": "fcfs" if config.gateway.port is None else "priority",
         "trust_remote_code": config.model.trust_remote_code,
         "dtype": config.model.dtype,
         "max_model_len": config.window,
@@ -94,13 +102,20 @@ class PolicyEngine:
     With `load_format="dummy"` it starts on random weights: `load_weights` brings the real ones, the same
     way as every later version. `auto` loads those of `model_path`, as version 0.
 
+    `reports_as` names it in vLLM's own metrics, which then go to Ray's; by default there are none.
+
     With `model.lora` it starts on the weights of `model_path`, which stay: `load_adapter` brings every
     version, the first one too. A model whose linear layers are not those of `model.lora.target_modules`
     raises `ConfigError`.
     """
 
     def __init__(
-        self, config: RunConfig, model_path: str, end_token_id: int, load_format: str = "dummy"
+        self,
+        config: RunConfig,
+        model_path: str,
+        end_token_id: int,
+        load_format: str = "dummy",
+        reports_as: str | None = None,
     ) -> None:
         self.config = config
         self._stop_token_ids = [end_token_id]
@@ -132,12 +147,15 @@ class PolicyEngine:
         arguments = AsyncEngineArgs(
             **engine_settings(config, model_path),
             enable_log_requests=False,
-            # vLLM's own reports cost Python for every step; the ones of `progress` stay.
+            # vLLM's own reports cost Python for every step.
             disable_log_stats=True,
+            served_model_name=reports_as,
             **weights,
         )
         try:
-            self._engine = AsyncLLM.from_engine_args(arguments)
+            self._engine = AsyncLLM.from_engine_args(
+                arguments, stat_loggers=_ray_metrics() if reports_as else None
+            )
         except RuntimeError as error:  # of its process: what does not fit is told before it starts
             raise EngineError(f"vLLM's engine did not start: {error} {LOGS}") from error
 
@@ -175,6 +193,17 @@ class PolicyEngine:
             VersionSpan(_version(span.version), span.end - span.start) for span in output.weight_versions
         ]
         return Response(list(output.token_ids), output.finish_reason, spans, output.cumulative_logprob)
+
+    def respond(self, method: str, path: str, body: dict[str, Any] | None) -> "AsyncGenerator[Message, None]":
+        """Answer a request of the OpenAI protocol, as `OpenAIApp.respond`; needs `gateway.port`."""
+        self._openai.serve(self._version, self._adapter)
+        return self._openai.respond(method, path, body)
+
+    @cached_property
+    def _openai(self) -> "OpenAIApp":
+        from iris_ray.generation.openai_app import OpenAIApp
+
+        return OpenAIApp(self._engine, self.config.run.name, lora=self.config.model.lora is not None)
 
     async def score(self, prompt: list[int], responses: Sequence[list[int]]) -> tuple[list[float], int]:
         """log p(response | prompt) of each, summed over its tokens, in nats, all under one weights version.
@@ -289,6 +318,13 @@ class PolicyEngine:
         except EngineDeadError:
             raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
         return final
+
+
+def _ray_metrics() -> list[Any]:
+    """What vLLM reports to when it reports to Ray alone."""
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger  # brings Ray Serve along
+
+    return [RayPrometheusStatLogger]
 
 
 def _version(label: str) -> int:

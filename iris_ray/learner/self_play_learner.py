@@ -1,7 +1,7 @@
 """One rank of the learner: exact self-play steps on a DeepSpeed engine."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +56,7 @@ class SelfPlayLearner:
         self.players = build_players(model, config)
         self.references: dict[int, torch.Tensor] = {}  # of each pair id, in this round
         self.skipped_in_a_row = 0
+        self.before_update: Callable[[], None] = lambda: None  # called when a step is about to change weights
         self.engine, self.optimizer = build_engine(self.players.scorer, config.learner, config.model.dtype)
         self.gather = partial(
             deepspeed.zero.GatheredParameters, modifier_rank=0, enabled=config.learner.zero_stage == 3
@@ -102,6 +103,7 @@ class SelfPlayLearner:
                     share = 0 * scores_S.sum()
                 # DeepSpeed averages over ranks; the objective is a sum over all of them.
                 self.engine.backward(dist.get_world_size() * share, scale_wrt_gas=False)
+            self.before_update()
             grad_norm = take_step(self.engine).grad_norm
         self.lr_scheduler.step()
         report = _report(rows, loss, factors, grad_norm, learning_rate)

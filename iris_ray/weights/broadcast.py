@@ -2,27 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from iris_ray.weights.manifest import Meeting
+
 POLL_S = 0.0005
 CONNECT_S = 20  # for what listens already
 CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where the members of a group find each other: at rank 0, which sends. Waits end after `timeout_s`."""
-
-    backend: Literal["nccl", "gloo"]
-    host: str
-    port: int
-    ranks: int
-    timeout_s: float
 
 
 class TransferError(Exception):

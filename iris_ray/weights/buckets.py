@@ -9,6 +9,8 @@ from iris_ray.weights.manifest import TensorSpec
 
 ALIGNMENT = 64  # bytes; lets any dtype be viewed in place
 
+Arrays = list[np.ndarray]
+
 
 class BucketBorders:
     """Puts tensors into buckets of up to `bucket_bytes`, one after the other.
@@ -69,6 +71,38 @@ def pack_buckets(
         specs.append(spec)
     if specs:
         yield bucket[: bucket_size(specs)], specs
+
+
+def share_buckets(
+    weights: Iterable[tuple[str, torch.Tensor]],
+    bucket_bytes: int,
+    rank: int = 0,
+    ranks: int = 1,
+    lasting: bool = False,
+) -> Iterator[tuple[Arrays, list[TensorSpec]]]:
+    """Group named tensors into buckets of up to `bucket_bytes`; yield every `ranks`-th, from `rank` on.
+
+    All ranks see the same names and sizes, so they draw the same borders without a word. Yields one 1-D
+    uint8 array per tensor, and the specs, whose offsets say where each lies when they are written behind
+    each other. `lasting` tensors on the CPU are not copied: the arrays are views of them. Others are, before
+    the next is asked for (ZeRO-3). A tensor larger than `bucket_bytes` gets a bucket of its own.
+    """
+    arrays: Arrays = []
+    specs: list[TensorSpec] = []
+    borders = BucketBorders(bucket_bytes)
+    index = 0
+    for name, tensor in weights:
+        spec = borders.place(name, tensor)
+        if index < borders.index:
+            if index % ranks == rank:
+                yield arrays, specs
+            arrays, specs, index = [], [], borders.index
+        specs.append(spec)
+        if index % ranks == rank:
+            flat = tensor.detach().reshape(-1).view(torch.uint8)
+            arrays.append(flat.to("cpu", copy=not lasting).numpy())
+    if specs and index % ranks == rank:
+        yield arrays, specs
 
 
 def bucket_size(specs: Sequence[TensorSpec]) -> int:

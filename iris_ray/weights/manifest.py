@@ -1,10 +1,9 @@
 """What is published of a weights version."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from iris_ray.errors import ResourceError
-from iris_ray.weights.broadcast import Meeting
 
 
 class WeightsLost(ResourceError):
@@ -51,6 +50,17 @@ class WeightManifest:
     buckets: list[Bucket]
     probe: Probe
     serial: int = 0
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the members of a group find each other: at rank 0, which sends. Waits end after `timeout_s`."""
+
+    backend: Literal["nccl", "gloo"]
+    host: str
+    port: int
+    ranks: int
+    timeout_s: float
 
 
 @dataclass(frozen=True)

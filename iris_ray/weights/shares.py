@@ -1,47 +1,8 @@
-"""What one rank of the learner publishes: its share of a version's buckets, ready for one copy."""
+"""What one rank of the learner publishes, and the whole version that all ranks' shares make."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from iris_ray.weights.buckets import BucketBorders
-from iris_ray.weights.manifest import Bucket, Probe, TensorSpec, WeightManifest
-
-Arrays = list[np.ndarray]
-
-
-def share_buckets(
-    weights: Iterable[tuple[str, torch.Tensor]],
-    bucket_bytes: int,
-    rank: int = 0,
-    ranks: int = 1,
-    lasting: bool = False,
-) -> Iterator[tuple[Arrays, list[TensorSpec]]]:
-    """Group named tensors into buckets of up to `bucket_bytes`; yield every `ranks`-th, from `rank` on.
-
-    All ranks see the same names and sizes, so they draw the same borders without a word. Yields one 1-D
-    uint8 array per tensor, and the specs, whose offsets say where each lies when they are written behind
-    each other. `lasting` tensors on the CPU are not copied: the arrays are views of them. Others are, before
-    the next is asked for (ZeRO-3). A tensor larger than `bucket_bytes` gets a bucket of its own.
-    """
-    arrays: Arrays = []
-    specs: list[TensorSpec] = []
-    borders = BucketBorders(bucket_bytes)
-    index = 0
-    for name, tensor in weights:
-        spec = borders.place(name, tensor)
-        if index < borders.index:
-            if index % ranks == rank:
-                yield arrays, specs
-            arrays, specs, index = [], [], borders.index
-        specs.append(spec)
-        if index % ranks == rank:
-            flat = tensor.detach().reshape(-1).view(torch.uint8)
-            arrays.append(flat.to("cpu", copy=not lasting).numpy())
-    if specs and index % ranks == rank:
-        yield arrays, specs
+from iris_ray.weights.manifest import Bucket, Probe, WeightManifest
 
 
 @dataclass(frozen=True)

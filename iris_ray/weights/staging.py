@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from iris_ray.weights.broadcast import Meeting
 from iris_ray.weights.buckets import bucket_size
-from iris_ray.weights.manifest import TensorSpec
+from iris_ray.weights.manifest import Meeting, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
 from iris_ray.generation.orphans import die_with_parent
-from iris_ray.weights.broadcast import BroadcastGroup, Meeting, TransferError
+from iris_ray.weights.broadcast import BroadcastGroup, TransferError
 from iris_ray.weights.buckets import bucket_size, unpack_tensors
 from iris_ray.weights.layer_swap import LayerSwap
 from iris_ray.weights.layerwise_reload import LayerwiseReload
-from iris_ray.weights.manifest import TensorSpec
+from iris_ray.weights.manifest import Meeting, TensorSpec
 
 BACKEND = "iris_ray"
 

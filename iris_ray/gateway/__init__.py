@@ -1,0 +1,1 @@
+"""HTTP for one run: to look at it, steer it and talk to its policy."""

@@ -1,0 +1,171 @@
+"""Metrics of a live run as a real Prometheus sees them, and its actors as Ray's dashboard does."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+from conftest import made_model, metric_events
+from ray.util.state import get_log, list_actors
+
+from iris_ray.metrics import METRICS, tables
+
+ROOT = Path(__file__).parents[1]
+RECIPE = {
+    "model": made_model(warmup_steps=20),
+    "data": {
+        "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
+        "holdout": 8,
+        "max_prompt_tokens": 32,
+        "max_response_tokens": 12,
+    },
+    "schedule": {"iterations": 100_000, "epochs": 1},
+    "generation": {"num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "engine_metrics": True},
+    "learner": {"num_cpus": 0.5, "batch_size": 40, "learning_rate": 1e-3},
+}
+ROLES = ("controller", "sample-buffer", "weight-store", "generator-pool", "generator-0")
+WAIT_S = 240
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {WAIT_S} s for {what}"
+        time.sleep(0.5)
+    return result
+
+
+@pytest.fixture(scope="module")
+def ray_folder() -> Iterator[Path]:
+    """Where Ray says which nodes to scrape. Short, as paths of sockets must be."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def run(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run that goes on until the end of this module."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"run": {"name": "live", "folder": str(folder)}}))
+    often = {"RAY_TMPDIR": str(ray_folder), "RAY_metrics_report_interval_ms": "1000"}
+    with (folder / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "iris-ray"), "run", str(recipe)],
+            stdout=output,
+            stderr=output,
+            env=os.environ | often,
+        )
+    try:
+        wait_for(
+            lambda: process.poll() is not None or metric_events(folder / "live", "iteration"),
+            "the first iteration",
+        )
+        assert process.poll() is None, (folder / "output.txt").read_text()
+        yield folder / "live"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def prometheus(run: Path, ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Prometheus with the configuration of cluster/, but for Ray's folder and more often."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not installed")
+    folder = tmp_path_factory.mktemp("prometheus")
+    text = (ROOT / "cluster" / "prometheus.yaml").read_text()
+    configuration = folder / "prometheus.yaml"
+    configuration.write_text(text.replace("/tmp/ray/", f"{ray_folder}/ray/").replace("10s", "1s"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    command = [program, f"--config.file={configuration}", f"--storage.tsdb.path={folder}/data"]
+    with (folder / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            [*command, f"--web.listen-address={address}"], stdout=output, stderr=output
+        )
+    try:
+        wait_for(lambda: is_ready(f"http://{address}/-/ready"), "Prometheus")
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(WAIT_S)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=10).ok
+    except requests.ConnectionError:
+        return False
+
+
+def ask(prometheus: str, path: str, **parameters: str) -> Any:
+    answer = requests.get(f"{prometheus}/api/v1/{path}", parameters, timeout=10)
+    assert answer.ok, answer.text
+    return answer.json()["data"]
+
+
+def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    return ask(prometheus, "query", query=expression)["result"]
+
+
+def dashboard_queries() -> list[str]:
+    dashboard = json.loads((ROOT / "cluster" / "grafana" / "iris-ray.json").read_text())
+    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+
+def test_every_query_of_the_dashboard_returns_data(prometheus: str) -> None:
+    wanted = [each.replace("$run", "live").replace("$__rate_interval", "10s") for each in dashboard_queries()]
+    assert len(wanted) > 30
+
+    def missing() -> list[str]:
+        return [expression for expression in wanted if not query(prometheus, expression)]
+
+    try:
+        wait_for(lambda: not missing(), "data")
+    except AssertionError:
+        assert missing() == []
+
+
+def test_every_metric_is_there_as_it_is_documented(prometheus: str) -> None:
+    for metric in [each for metrics in METRICS.values() for each in metrics]:
+        name = f"ray_{metric.name}"
+        series = wait_for(lambda name=name: query(prometheus, f'{name}{{run="live"}}'), name)
+        assert all(set(metric.labels) <= set(each["metric"]) for each in series)
+        family = name.removesuffix("_total")  # as Prometheus calls it
+        (told,) = ask(prometheus, "metadata", metric=family)[family]
+        assert told["type"] == ("counter" if metric.is_counter else "gauge")
+        assert told["help"] == metric.help
+    assert tables() in (ROOT / "docs" / "metrics.md").read_text()
+
+
+def test_metrics_tell_what_the_run_does(prometheus: str, run: Path) -> None:
+    (pairs,) = query(prometheus, "ray_iris_trained_pairs_total")
+    time.sleep(0.5)
+    written = sum(event["pairs"] for event in metric_events(run, "step"))
+    assert 0 < float(pairs["value"][1]) <= written
+    (iterations,) = query(prometheus, "ray_iris_iterations")
+    assert float(iterations["value"][1]) == RECIPE["schedule"]["iterations"]
+    states = {each["metric"]["state"]: each["value"][1] for each in query(prometheus, "ray_iris_generators")}
+    assert states == {"starting": "0", "ready": "1", "draining": "0", "failed": "0"}
+
+
+def test_actors_have_names_states_and_logs_in_the_dashboard(run: Path) -> None:
+    dashboard = json.loads((run / "cluster.json").read_text())["dashboard"]
+    actors = {actor.name: actor for actor in list_actors(dashboard, filters=[("state", "=", "ALIVE")])}
+    assert {f"live/{role}" for role in ROLES} <= set(actors)
+    log = "".join(get_log(dashboard, actor_id=actors["live/generator-0"].actor_id, tail=1000))
+    assert "vllm" in log.lower()
