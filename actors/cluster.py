@@ -83,6 +83,11 @@ def _check_reachable(address: str) -> None:
 
 
 def _no_cluster(address: str | None, error: Exception) -> ConfigError:
+    if "InvalidAuthToken" in str(error.__cause__):
+        return ConfigError(
+            f"run.ray_address={address}: the Ray cluster there wants its token. Copy what "
+            "'ray get-auth-token' prints on its head node into ~/.ray/auth_token."
+        )
     return ConfigError(
         f"run.ray_address={address}: no Ray cluster answers there ({error}). Start one with "
         "'ray start --head', or leave the setting empty for a local cluster."

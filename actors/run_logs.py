@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import ray
 from ray.util.state import get_log, list_actors
-from ray.util.state.exception import RayStateApiException
+from ray.util.state.exception import RayStateApiException, ServerUnavailable
 
 from actors import names
 from iris_ray.errors import ConfigError, UnavailableError, first_line
@@ -66,11 +66,16 @@ class Process:
 def processes(run: str, role: str | None = None) -> list[Process]:
     """Those of run `run` on the cluster that was joined, of one role or all, also those that ended.
 
-    Raises `UnavailableError` if it knows none, `ConfigError` for a role that none has.
+    Raises `UnavailableError` if it knows none or cannot tell, `ConfigError` for a role that none has.
     """
-    actors = list_actors(
-        ray.get_runtime_context().gcs_address, limit=MOST_ACTORS, raise_on_missing_output=False
-    )
+    cluster = ray.get_runtime_context().gcs_address
+    try:
+        actors = list_actors(cluster, limit=MOST_ACTORS, raise_on_missing_output=False)
+    except (ServerUnavailable, ConnectionError) as error:
+        raise UnavailableError(
+            f"the dashboard of the Ray cluster {cluster} does not answer, and logs come from there. Its head "
+            "may have been started with --include-dashboard=false."
+        ) from error
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
     own = [actor for actor in actors if (actor.name or "").startswith(f"{run}/")]
     jobs = {actor.job_id for actor in own}

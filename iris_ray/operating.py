@@ -177,9 +177,8 @@ def _ordering(order: Any, done: str) -> Callable[..., None]:
             typer.echo(json.dumps(now, indent=1))
             return
         where = f"iteration {now['iteration']}, step {now['step']}"
-        told = done.format(
-            run=run, where=where, checkpoint=now["last_checkpoint"], folder=path_of(run, folder)
-        )
+        at = path_of(run, folder) if address is None else "FOLDER"
+        told = done.format(run=run, where=where, checkpoint=now["last_checkpoint"], folder=at)
         console.print(told, highlight=False, soft_wrap=True)
 
     return command

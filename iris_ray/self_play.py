@@ -132,7 +132,8 @@ class SelfPlay:
             summary["objective"] = self.config.objective.model_dump()
             summary["data"] = prepared.data.report.to_dict()
             folder.write_summary(summary)  # first of all: whoever ends the run may not wait for long
-            folder.cluster.unlink()  # from now on the summary tells of the run, and not its actors
+            # From now on the summary tells of the run, and not its actors.
+            folder.cluster.unlink(missing_ok=True)
             if service:
                 service.stop()
             write_report(folder, self.config, summary)

@@ -48,14 +48,14 @@ class Jobs:
 
         Raises `ConfigError` if the recipe does not fit, or its run folder would be lost with the job.
         """
-        config = RunConfig.from_yaml(recipe, overrides)
+        if recipe.is_absolute() or not (working_dir / recipe).is_file():
+            raise ConfigError(f"{recipe}: name the recipe as it lies in the working folder {working_dir}.")
+        config = RunConfig.from_yaml(working_dir / recipe, overrides)
         if not config.run.folder.is_absolute():
             raise ConfigError(
                 f"run.folder={config.run.folder}: a job's working folder is a copy that Ray removes. Name a "
                 "folder that all nodes see: --set run.folder=/shared/runs"
             )
-        if recipe.is_absolute() or not (working_dir / recipe).is_file():
-            raise ConfigError(f"{recipe}: name the recipe as it lies in the working folder {working_dir}.")
         environment = yaml.safe_load(runtime_env.read_text()) if runtime_env else {}
         # Where all see the same disks, the head finds iris-ray where it was called, whatever its own PATH.
         path = {"PATH": f"{Path(sys.executable).parent}:${{PATH}}"}
