@@ -584,8 +584,20 @@ class RunConfig(Section):
             lines = [_explain(dict(item)) for item in error.errors()]
             raise ConfigError(f"{origin}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
+    def settings(self) -> dict[str, Any]:
+        """Every setting under its name, such as `run.name`, in plain JSON types."""
+        return _flat(self.model_dump(mode="json"))
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

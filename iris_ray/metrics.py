@@ -126,9 +126,13 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "By how many versions the oldest that wrote some of a trained pair lay behind, in this iteration",
             lambda s: s["iterations"][-1]["staleness_max"] if s["iterations"] else None,
         ),
-        Metric("iris_trained_pairs_total", "Pairs trained on", _in_all("pairs")),
+        Metric("iris_trained_pairs_total", "Pairs trained on, in every pass", _in_all("pairs")),
         Metric("iris_skipped_steps", "Steps skipped as not finite", _in_all("skipped_steps")),
-        Metric("iris_learner_waited_ratio", "Share of the last ended iteration waiting for batches", _waited),
+        Metric(
+            "iris_learner_waited_ratio",
+            "Share of the last ended iteration in which it waited for batches",
+            _waited,
+        ),
         Metric(
             "iris_learner_restarts",
             "Learners that died so far",
@@ -136,18 +140,30 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
     ),
     "The sample buffer": (
-        Metric("iris_round_pairs", "Pairs of the open round by how far they are", _prompts, "state"),
+        Metric("iris_round_pairs", "Pairs of the open round: unleased, leased or written", _prompts, "state"),
         Metric("iris_ahead_pairs", "Written pairs that the learner has not come to", _at("buffer", "ahead")),
         Metric(
-            "iris_ledger_pairs", "Pairs of all ended rounds by their fate", _at("buffer", "ledger"), "state"
+            "iris_ledger_pairs",
+            "Pairs of all ended rounds: committed, lost or duplicated",
+            _at("buffer", "ledger"),
+            "state",
         ),
     ),
     "The generators": (
-        Metric("iris_generators", "Generators by state", _states, "state"),
+        Metric(
+            "iris_generators", "Generators that are starting, ready, draining or failed", _states, "state"
+        ),
         Metric("iris_generators_wanted", "How many there should be", _at("wanted")),
         Metric("iris_generator_deaths", "Generators that were replaced", lambda s: len(s["deaths"])),
-        Metric("iris_generator_version", "Version of its weights", _generators("version"), "generator"),
-        Metric("iris_generator_requests", "Under way in its engine", _generators("requests"), "generator"),
+        Metric(
+            "iris_generator_version", "Version of the weights it serves", _generators("version"), "generator"
+        ),
+        Metric(
+            "iris_generator_requests",
+            "Requests under way in its engine",
+            _generators("requests"),
+            "generator",
+        ),
         Metric(
             "iris_generator_tokens_total",
             "Response tokens written",

@@ -1,7 +1,5 @@
 """Going on with a run that ended before its time."""
 
-from typing import Any
-
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
 from iris_ray.run_folder import RunFolder
@@ -38,7 +36,7 @@ def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
     """
     before = folder.read_config()
     after = folder.read_config(overrides)
-    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    old, new = before.settings(), after.settings()
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field) and field.startswith(FIXED):
             raise ConfigError(
@@ -47,11 +45,3 @@ def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
             )
     folder.config.write_text(after.to_yaml())
     return after
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat

@@ -54,7 +54,12 @@ class Losses(View):
 
 
 def configuration(tmp_path: Path, **tracking: dict[str, Any]) -> RunConfig:
-    return run_config(run={"folder": str(tmp_path / "runs"), "name": "first"}, tracking=tracking)
+    return run_config(
+        run={"folder": str(tmp_path / "runs"), "name": "first"},
+        generation={"autoscale": {"maximum": 2}},  # more settings than MLflow takes at once
+        model={"path": "a", "lora": {}},
+        tracking=tracking,
+    )
 
 
 def all_trackers(tmp_path: Path) -> RunConfig:
@@ -178,8 +183,9 @@ def mlflow_curves(folder: RunFolder, config: RunConfig) -> Curves:
     client = MlflowClient(config.tracking.mlflow.uri)
     run = client.get_run(json.loads(folder.tracking.read_text())["ids"]["mlflow"])
     assert run.info.status == "FINISHED"
-    assert run.data.params["run.name"] == "first"
-    assert run.data.params["tracking.mlflow.experiment"] == "iris-ray"
+    settings = config.settings()
+    assert len(settings) > 100
+    assert run.data.params == {name: str(value) for name, value in settings.items()}
     history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
     return {name: [(each.step, each.value) for each in values] for name, values in history.items()}
 

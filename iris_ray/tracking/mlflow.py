@@ -1,6 +1,6 @@
 """MLflow."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,7 @@ from iris_ray.errors import ConfigError, first_line
 from iris_ray.run_folder import RunFolder
 from iris_ray.tracking.tracker import End, Tracker
 
-BATCH = 1000  # what MLflow takes at once
-LONGEST_VALUE = 6000
+VALUES, SETTINGS, LONGEST = 1000, 100, 6000  # what MLflow takes at once; characters of a setting
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -41,19 +40,25 @@ class Mlflow(Tracker):
         found = self.client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else self.client.create_experiment(experiment)
         run: str = self.client.create_run(experiment_id, run_name=config.run.name).info.run_id
-        self.client.log_batch(run, params=[Param(*pair) for pair in _flat(config.model_dump(mode="json"))])
+        params = [Param(name, str(value)[:LONGEST]) for name, value in config.settings().items()]
+        for some in _batches(params, SETTINGS):
+            self.client.log_batch(run, params=some)
         return run
 
     def tell(self, values: dict[str, float], step: int, time: float) -> None:
         self.told += [Metric(name, value, int(time * 1000), step) for name, value in values.items()]
 
     def flush(self) -> None:
-        for begin in range(0, len(self.told), BATCH):
-            self.client.log_batch(self.run, metrics=self.told[begin : begin + BATCH])
+        for some in _batches(self.told, VALUES):
+            self.client.log_batch(self.run, metrics=some)
         self.told = []
 
     def close(self, end: End) -> None:
         self.client.set_terminated(self.run, STATUS[end])
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 @contextmanager
@@ -65,12 +70,3 @@ def _few_retries() -> Iterator[None]:
         yield
     finally:
         MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(before)
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """`section.key` and value of every setting."""
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)[:LONGEST_VALUE]
