@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,6 +62,17 @@ settings.load_profile("repeatable")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)  # else as they were
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[None]:
+    """Clusters that are started meanwhile are no other test's "the one on this machine"."""
+    ray = Path(sys.executable).parent / "ray"
+    subprocess.run([ray, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+    # Short, for paths of sockets.
+    with TemporaryDirectory(dir="/tmp") as temporary, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", temporary)
+        yield
 
 
 @pytest.fixture(scope="module")

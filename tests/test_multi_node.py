@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -92,15 +91,11 @@ def actors_on(raylet: psutil.Process) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the recipe. Clusters started meanwhile are no other run's "the one on this machine"."""
+def runs(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
-    # Short, for paths of sockets.
-    with tempfile.TemporaryDirectory(dir="/tmp") as temporary, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", temporary)
-        yield folder
+    return folder
 
 
 class Lost:

@@ -1,10 +1,7 @@
 """Whether a run fits on nodes, asked of a real Ray."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import ray
@@ -17,10 +14,8 @@ from iris_ray.resources import GIB, Need
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Cluster]:
+def nodes(own_ray: None) -> Iterator[Cluster]:
     """Two nodes with a core each, one of them for generators."""
-    ray_command = Path(sys.executable).parent / "ray"
-    subprocess.run([ray_command, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
     head = {"num_cpus": 1, "memory": 4 * GIB, "include_dashboard": False}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
