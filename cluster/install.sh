@@ -32,10 +32,17 @@ fi
 
 # Prove it, and build DeepSpeed's communication op now rather than in the first run.
 PATH="$PWD/$bin:$PATH" "$bin/python" - >.venv/proof.log 2>&1 <<'PROOF' || { cat .venv/proof.log >&2; exit 1; }
+import os
+
+from actors.environment import learner_environment
+from iris_ray.config import Learner
+
+os.environ.update(learner_environment(Learner()))
 import deepspeed, ray, vllm
-from deepspeed.comm.torch import build_shm_op
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
-build_shm_op()
+from iris_ray.learner.compiled_op import load_compiled_op
+
+load_compiled_op()
 PROOF
 say "Installed: $("$bin/python" -c 'from iris_ray.versions import versions; print(", ".join(f"{k} {v}" for k, v in versions().items()))')"

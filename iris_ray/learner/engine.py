@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from iris_ray.config import Learner
 from iris_ray.errors import ConfigError
+from iris_ray.learner.compiled_op import load_compiled_op
 from iris_ray.learner.optimizer import build_optimizer
 
 
@@ -32,6 +33,8 @@ def build_engine(
 
     Raises `ConfigError` if gradient checkpointing is asked of a model without layers for it.
     """
+    if config.num_gpus == 0:
+        load_compiled_op()
     if config.gradient_checkpointing:
         _checkpoint_layers(scorer)
     optimizer = build_optimizer(scorer, config)

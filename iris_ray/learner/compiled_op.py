@@ -1,0 +1,23 @@
+"""DeepSpeed's operator for ranks on CPUs, which torch compiles where it is first used."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from deepspeed.comm.torch import build_shm_op
+
+
+def load_compiled_op() -> None:
+    """Compile it, unless that was done, and load it: DeepSpeed finds it there.
+
+    Torch keeps others out by a file that it removes at the end. A process that is killed meanwhile leaves the
+    file, and all that come later wait for ever. So nobody goes there without a lock that the kernel frees:
+    who holds it knows that a file which is there was left behind.
+    """
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "iris-ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in folder.glob("*/lock"):
+            left.unlink()
+        build_shm_op()

@@ -1,0 +1,24 @@
+"""A learner that was killed while it loaded DeepSpeed's compiled operator holds up nobody."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from actors.environment import CPU_LEARNER, learner_environment
+from iris_ray.config import Learner
+
+LOAD = "from iris_ray.learner.compiled_op import load_compiled_op; load_compiled_op()"
+
+
+def test_a_lock_that_was_left_behind_is_removed() -> None:
+    folder = Path(CPU_LEARNER["TORCH_EXTENSIONS_DIR"])
+    left = folder / "deepspeed_shm_comm" / "lock"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    with (folder / "iris-ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nobody else is loading it
+        left.touch()
+    environment = os.environ | learner_environment(Learner())
+    subprocess.run([sys.executable, "-c", LOAD], env=environment, check=True, timeout=300)
+    assert not left.exists()
