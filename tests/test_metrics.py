@@ -18,10 +18,12 @@ import requests
 import yaml
 from conftest import made_model, metric_events
 from ray.util.state import get_log, list_actors
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iris_ray.metrics import METRICS, tables
 
 ROOT = Path(__file__).parents[1]
+GRAFANA = ROOT / "cluster" / "grafana"
 RECIPE = {
     "model": made_model(warmup_steps=20),
     "data": {
@@ -122,13 +124,23 @@ def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
     return ask(prometheus, "query", query=expression)["result"]
 
 
-def dashboard_queries() -> list[str]:
-    dashboard = json.loads((ROOT / "cluster" / "grafana" / "iris-ray.json").read_text())
-    return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+def panels() -> list[dict[str, Any]]:
+    return json.loads((GRAFANA / "iris-ray.json").read_text())["panels"]
+
+
+def test_the_dashboard_is_what_its_program_makes() -> None:
+    """Of Grafana's own classes, which know its schema."""
+    made = subprocess.run(
+        [sys.executable, GRAFANA / "dashboard.py"], check=True, capture_output=True, text=True
+    ).stdout
+    assert made == (GRAFANA / "iris-ray.json").read_text()
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
+    assert len(set(places)) == len({panel["id"] for panel in panels()}) == len(panels())
 
 
 def test_every_query_of_the_dashboard_returns_data(prometheus: str) -> None:
-    wanted = [each.replace("$run", "live").replace("$__rate_interval", "10s") for each in dashboard_queries()]
+    queries = [target["expr"] for panel in panels() for target in panel.get("targets", [])]
+    wanted = [each.replace("$run", "live").replace("$__rate_interval", "10s") for each in queries]
     assert len(wanted) > 30
 
     def missing() -> list[str]:
@@ -164,8 +176,15 @@ def test_metrics_tell_what_the_run_does(prometheus: str, run: Path) -> None:
 
 
 def test_actors_have_names_states_and_logs_in_the_dashboard(run: Path) -> None:
-    dashboard = json.loads((run / "cluster.json").read_text())["dashboard"]
-    actors = {actor.name: actor for actor in list_actors(dashboard, filters=[("state", "=", "ALIVE")])}
+    cluster = json.loads((run / "cluster.json").read_text())["address"]
+    actors = {actor.name: actor for actor in list_actors(cluster, filters=[("state", "=", "ALIVE")])}
     assert {f"live/{role}" for role in ROLES} <= set(actors)
-    log = "".join(get_log(dashboard, actor_id=actors["live/generator-0"].actor_id, tail=1000))
-    assert "vllm" in log.lower()
+    log = "".join(get_log(cluster, actor_id=actors["live/generator-0"].actor_id, tail=1000))
+    assert "EngineCore" in log
+
+
+def test_tensorboard_has_its_curves(run: Path) -> None:
+    shown = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("step/loss")
+    written = {event["global_step"]: event["loss"] for event in metric_events(run, "step")}
+    assert [each.step for each in shown] == list(range(1, len(shown) + 1))
+    assert [each.value for each in shown] == pytest.approx([written[each.step] for each in shown])
