@@ -12,6 +12,7 @@ class GeneratorStatus(BaseModel):
     generated_tokens: int
     busy_seconds: float
     ready_seconds: float
+    requests: int
 
 
 class BufferStatus(BaseModel):
