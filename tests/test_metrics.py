@@ -18,6 +18,7 @@ import requests
 import yaml
 from conftest import made_model, metric_events
 from ray.util.state import get_log, list_actors
+from ray.util.state.exception import RayStateApiException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iris_ray.metrics import METRICS, tables
@@ -179,8 +180,19 @@ def test_actors_have_names_states_and_logs_in_the_dashboard(run: Path) -> None:
     cluster = json.loads((run / "cluster.json").read_text())["address"]
     actors = {actor.name: actor for actor in list_actors(cluster, filters=[("state", "=", "ALIVE")])}
     assert {f"live/{role}" for role in ROLES} <= set(actors)
-    log = "".join(get_log(cluster, actor_id=actors["live/generator-0"].actor_id, tail=1000))
-    assert "EngineCore" in log
+    assert "EngineCore" in log_of(cluster, actors["live/generator-0"].actor_id)
+
+
+def log_of(cluster: str, actor_id: str) -> str:
+    """Its last lines, once the dashboard has heard of the node's agent, which starts beside the run."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return "".join(get_log(cluster, actor_id=actor_id, tail=1000))
+        except RayStateApiException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def test_tensorboard_has_its_curves(run: Path) -> None:
