@@ -17,8 +17,7 @@ import pytest
 import requests
 import yaml
 from conftest import made_model, metric_events
-from ray.util.state import get_log, list_actors
-from ray.util.state.exception import RayStateApiException
+from ray.util.state import list_actors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iris_ray.metrics import METRICS, tables
@@ -176,23 +175,10 @@ def test_metrics_tell_what_the_run_does(prometheus: str, run: Path) -> None:
     assert states == {"starting": "0", "ready": "1", "draining": "0", "failed": "0"}
 
 
-def test_actors_have_names_states_and_logs_in_the_dashboard(run: Path) -> None:
+def test_actors_have_names_in_the_dashboard(run: Path) -> None:
     cluster = json.loads((run / "cluster.json").read_text())["address"]
-    actors = {actor.name: actor for actor in list_actors(cluster, filters=[("state", "=", "ALIVE")])}
-    assert {f"live/{role}" for role in ROLES} <= set(actors)
-    assert "EngineCore" in log_of(cluster, actors["live/generator-0"].actor_id)
-
-
-def log_of(cluster: str, actor_id: str) -> str:
-    """Its last lines, once the dashboard has heard of the node's agent, which starts beside the run."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return "".join(get_log(cluster, actor_id=actor_id, tail=1000))
-        except RayStateApiException:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
+    actors = list_actors(cluster, filters=[("state", "=", "ALIVE")])
+    assert {f"live/{role}" for role in ROLES} <= {actor.name for actor in actors}
 
 
 def test_tensorboard_has_its_curves(run: Path) -> None:
