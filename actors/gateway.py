@@ -27,6 +27,7 @@ from iris_ray.gateway.app import gateway_app
 from iris_ray.gateway.recent import Recent
 from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.run_folder import RunFolder
+from iris_ray.samples import texts
 
 TOKEN_VARIABLE = "IRIS_RAY_TOKEN"
 FRESH_S = 1.0  # age of the list of generators that requests are sent to
@@ -62,13 +63,7 @@ class RunOnCluster:
             stored = ray.get(asked, timeout=TIMEOUT_S)
             pairs = [ray.get(pair.chunk, timeout=TIMEOUT_S)[pair.index] for pair in stored]
         return [
-            {
-                "iteration": pair.iteration,
-                "version": pair.version,
-                "prompt": self.tokenizer.decode(pair.prompt_tokens),
-                "real": self.tokenizer.decode(pair.real_tokens),
-                "synthetic": self.tokenizer.decode(pair.synthetic_tokens),
-            }
+            {"iteration": pair.iteration, "version": pair.version} | texts(pair, self.tokenizer)
             for pair in pairs
         ]
 

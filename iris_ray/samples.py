@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,6 +69,10 @@ def read_pairs(path: Path) -> Iterator[tuple[int, SelfPlayPair]]:
                 yield row.pop("position"), SelfPlayPair(**row, version_spans=spans)
 
 
+def texts(pair: SelfPlayPair, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Prompt and both responses as people read them, special tokens included, by the names in `TEXTS`."""
+    return {name: tokenizer.decode(getattr(pair, f"{name}_tokens")) for name in TEXTS}
+
+
 def _row(pair: SelfPlayPair, tokenizer: "PreTrainedTokenizerBase") -> dict:
-    texts = {name: tokenizer.decode(getattr(pair, f"{name}_tokens")) for name in TEXTS}
-    return vars(pair) | texts
+    return vars(pair) | texts(pair, tokenizer)
