@@ -1,6 +1,5 @@
 """Environment variables of the processes that compute."""
 
-import hashlib
 import math
 import os
 import sys
@@ -13,10 +12,6 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 CPU_LEARNER = {
     "DS_ACCELERATOR": "cpu",
-    # What torch compiles for one installation does not fit another.
-    "TORCH_EXTENSIONS_DIR": str(
-        Path.home() / ".cache" / "iris-ray" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
-    ),
     # A step frees large tensors and asks for them again. Giving them back to the system in between costs a
     # page fault for every 4 KiB: measured, a seventh of a small model's step.
     "MALLOC_MMAP_MAX_": "0",

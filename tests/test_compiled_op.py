@@ -6,19 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from actors.environment import CPU_LEARNER, learner_environment
+from actors.environment import learner_environment
 from iris_ray.config import Learner
 
 LOAD = "from iris_ray.learner.compiled_op import load_compiled_op; load_compiled_op()"
 
 
-def test_a_lock_that_was_left_behind_is_removed() -> None:
-    folder = Path(CPU_LEARNER["TORCH_EXTENSIONS_DIR"])
+def test_a_lock_that_was_left_behind_is_removed(monkeypatch) -> None:
+    for name, value in learner_environment(Learner()).items():
+        monkeypatch.setenv(name, value)
+    from iris_ray.learner.compiled_op import DEFAULT_FOLDER
+
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", DEFAULT_FOLDER))
     left = folder / "deepspeed_shm_comm" / "lock"
     left.parent.mkdir(parents=True, exist_ok=True)
     with (folder / "iris-ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # nobody else is loading it
         left.touch()
-    environment = os.environ | learner_environment(Learner())
-    subprocess.run([sys.executable, "-c", LOAD], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", LOAD], check=True, timeout=300)
     assert not left.exists()

@@ -1,10 +1,15 @@
 """DeepSpeed's operator for ranks on CPUs, which torch compiles where it is first used."""
 
 import fcntl
+import hashlib
 import os
+import sys
 from pathlib import Path
 
 from deepspeed.comm.torch import build_shm_op
+
+# What torch compiles for one installation does not fit another.
+DEFAULT_FOLDER = Path.home() / ".cache" / "iris-ray" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
 
 
 def load_compiled_op() -> None:
@@ -14,7 +19,7 @@ def load_compiled_op() -> None:
     file, and all that come later wait for ever. So nobody goes there without a lock that the kernel frees:
     who holds it knows that a file which is there was left behind.
     """
-    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(DEFAULT_FOLDER)))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "iris-ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

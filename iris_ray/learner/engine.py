@@ -33,10 +33,10 @@ def build_engine(
 
     Raises `ConfigError` if gradient checkpointing is asked of a model without layers for it.
     """
-    if config.num_gpus == 0:
-        load_compiled_op()
     if config.gradient_checkpointing:
         _checkpoint_layers(scorer)
+    if config.num_gpus == 0:
+        load_compiled_op()
     optimizer = build_optimizer(scorer, config)
     if config.zero_stage == 0 and dtype == "float32":
         _check_steps(optimizer, config.max_grad_norm)
