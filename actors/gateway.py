@@ -13,13 +13,13 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from starlette.types import Message
 from transformers import AutoTokenizer
 
 from actors import names
-from actors.steering import TIMEOUT_S, LiveRun
+from actors.steering import LiveRun
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Order
 from iris_ray.errors import ConfigError, UnavailableError, first_line
@@ -42,29 +42,22 @@ class RunOnCluster:
     def __init__(self, run: str, tokenizer: Any):
         self.run = run
         self.tokenizer = tokenizer
-        self.generators = Recent(self._generators, FRESH_S)
+        self.generators = Recent(lambda: LiveRun(run).generators(), FRESH_S)
         self.answering: Counter[str] = Counter()
 
     def status(self) -> dict[str, Any]:
-        with self._live() as live:
-            return live.status()
+        return LiveRun(self.run).status()
 
     def scale(self, count: int) -> None:
-        with self._live() as live:
-            live.scale(count)
+        LiveRun(self.run).scale(count)
 
     def order(self, order: Order, timeout: float) -> dict[str, Any]:
-        with self._live() as live:
-            return live.order(order, timeout)
+        return LiveRun(self.run).order(order, timeout)
 
     def newest_pairs(self, count: int) -> list[dict[str, Any]]:
-        with self._live():
-            asked: Any = names.find(self.run, names.SAMPLE_BUFFER).newest.remote(count)
-            stored = ray.get(asked, timeout=TIMEOUT_S)
-            pairs = [ray.get(pair.chunk, timeout=TIMEOUT_S)[pair.index] for pair in stored]
         return [
             {"iteration": pair.iteration, "version": pair.version} | texts(pair, self.tokenizer)
-            for pair in pairs
+            for pair in LiveRun(self.run).newest_pairs(count)
         ]
 
     async def respond(
@@ -94,21 +87,6 @@ class RunOnCluster:
             return name, names.find(self.run, name)
         except ValueError as error:
             raise UnavailableError(f"{name} has just gone. Ask again.") from error
-
-    def _generators(self) -> list[dict[str, Any]]:
-        with self._live() as live:
-            asked: Any = live.pool.status.remote()
-            return ray.get(asked, timeout=TIMEOUT_S)["generators"]
-
-    @contextmanager
-    def _live(self) -> Iterator[LiveRun]:
-        try:
-            yield LiveRun(self.run)
-        except (ValueError, RayActorError) as error:
-            told = f"{self.run}: the actors of the run are not there. It is starting, or it has ended."
-            raise UnavailableError(told) from error
-        except GetTimeoutError as error:
-            raise UnavailableError(f"{self.run}: its actors did not answer in {TIMEOUT_S} s.") from error
 
 
 @serve.ingress()

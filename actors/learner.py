@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from actors.learner_rank import LearnerRank
 
 
+def start_learner(config: RunConfig, *arguments: Any, **options: Any) -> ray.ObjectRef:
+    """Start `run_learner` with `arguments`, as a task with Ray's `options`."""
+    # Ray Train gives the room of dead learners back. Without the address it would not know which of several
+    # clusters on a machine is meant.
+    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    options |= {"name": f"{config.run.name}/{names.LEARNER}", "runtime_env": {"env_vars": environment}}
+    return run_learner.options(**options).remote(config, *arguments)
+
+
 @ray.remote(num_cpus=0)
 def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from: str | None) -> None:
     """Train until the game is over, then end it; raises what the ranks raise once they failed too often.

@@ -17,6 +17,11 @@ from iris_ray.errors import ConfigError, UnavailableError, first_line
 MOST_ACTORS = 10_000  # Ray tells of no more at once
 LEARNER_CLASSES = ("TrainController", "RayTrainWorker")  # Ray Train's own, and a rank each
 MARKS = (":job_id:", ":actor_name:", ":task_name:")  # Ray's own lines
+# Of a second cluster on a machine: its agent finds the port in use and goes without.
+NO_AGENT = (
+    "the agent of this Ray node does not answer; another Ray cluster on that machine may have its port, "
+    "52365. The files are in the folder that cluster.json names."
+)
 
 Stream = Literal["out", "err"]
 STREAMS: tuple[Stream, ...] = ("out", "err")
@@ -54,7 +59,10 @@ class Process:
                 *lines, rest = (rest + text).split("\n")
                 yield from (line for line in lines if not line.startswith(MARKS))
         except RayStateApiException as error:
-            yield f"(there is no such log: {first_line(error)})"
+            reason = first_line(error)
+            if "Agent for node" in reason:
+                reason = NO_AGENT
+            yield f"(it cannot be read: {reason})"
         if rest:
             yield rest
 

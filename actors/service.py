@@ -11,7 +11,7 @@ from actors import names
 from actors.controller import Controller
 from actors.failures import user_error
 from actors.generator_pool import GeneratorPool
-from actors.learner import run_learner
+from actors.learner import start_learner
 from actors.run_metrics import RunMetrics
 from actors.run_status import run_status
 from actors.sample_buffer import SampleBuffer
@@ -57,9 +57,7 @@ class Service:
             prepared.parameters,
             **here,
         )
-        self.learner = run_learner.options(name=f"{run}/{names.LEARNER}", **here).remote(
-            config, model_path, prepared.parameters, resume_from
-        )
+        self.learner = start_learner(config, model_path, prepared.parameters, resume_from, **here)
 
     def play(self, view: View) -> None:
         """Play the whole game; raises the error of the part that fails first, KeyboardInterrupt on Ctrl-C.

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util import list_named_actors
 
 from actors import names
 from actors.cluster import connect
 from actors.run_status import run_status
-from iris_ray.contracts import Order
+from iris_ray.contracts import Order, SelfPlayPair
 from iris_ray.errors import ConfigError, NotObeyedError, RunFolderError, UnavailableError
 from iris_ray.progress import folder_status, live_status, run_state
 from iris_ray.run_folder import RunFolder
@@ -20,7 +21,7 @@ TIMEOUT_S = 60
 
 
 class LiveRun:
-    """A run that is going on, by way of its actors."""
+    """A run that is going on, by way of its actors; `UnavailableError` if they do not answer."""
 
     def __init__(self, name: str):
         self.name = name
@@ -34,14 +35,26 @@ class LiveRun:
 
     def status(self) -> dict[str, Any]:
         """As `live_status`."""
-        try:
+        with self._answering():
             return live_status(self.name, run_status(self.name, TIMEOUT_S))
-        except (ValueError, ray.exceptions.RayActorError) as error:
-            raise UnavailableError(f"{self.name}: this run is just ending.") from error
+
+    def generators(self) -> list[dict[str, Any]]:
+        """As in the status, asked of the pool alone."""
+        with self._answering():
+            asked: Any = self.pool.status.remote()
+            return ray.get(asked, timeout=TIMEOUT_S)["generators"]
+
+    def newest_pairs(self, count: int) -> list[SelfPlayPair]:
+        """Those that were written last."""
+        with self._answering():
+            asked: Any = names.find(self.name, names.SAMPLE_BUFFER).newest.remote(count)
+            stored = ray.get(asked, timeout=TIMEOUT_S)
+            return [ray.get(pair.chunk, timeout=TIMEOUT_S)[pair.index] for pair in stored]
 
     def scale(self, count: int) -> None:
         """Have `count` generators. Returns at once: those that leave finish what they have."""
-        ray.get(self.pool.scale.remote(count), timeout=TIMEOUT_S)
+        with self._answering():
+            ray.get(self.pool.scale.remote(count), timeout=TIMEOUT_S)
 
     def order(self, order: Order, timeout: float) -> dict[str, Any]:
         """Have the learner obey before its next step.
@@ -49,18 +62,29 @@ class LiveRun:
         Returns once it did, with the fields of the status that the controller knows. Raises `NotObeyedError`
         if it did not within `timeout` s; the order stands nevertheless.
         """
-        ordered: Any = self.controller.order.remote(order)
-        number = ray.get(ordered, timeout=TIMEOUT_S)
-        try:
-            obeyed: Any = self.controller.wait_obeyed.remote(number)
-            status = ray.get(obeyed, timeout=timeout)
-        except ray.exceptions.GetTimeoutError:
-            raise NotObeyedError(
-                f"{self.name}: the learner did not come to it within {timeout:g} s. It will, before its next "
-                "step. `iris-ray status` tells what it does; --timeout waits longer."
-            ) from None
+        with self._answering():
+            ordered: Any = self.controller.order.remote(order)
+            number = ray.get(ordered, timeout=TIMEOUT_S)
+            try:
+                obeyed: Any = self.controller.wait_obeyed.remote(number)
+                status = ray.get(obeyed, timeout=timeout)
+            except GetTimeoutError:
+                raise NotObeyedError(
+                    f"{self.name}: the learner did not come to it within {timeout:g} s. It will, before its "
+                    "next step. `iris-ray status` tells what it does; --timeout waits longer."
+                ) from None
         told = {key: status[key] for key in ("iteration", "step", "last_checkpoint")}
         return {"run": self.name, "state": run_state(status)} | told
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RayActorError) as error:
+            told = f"{self.name}: the actors of this run are not all there: it is starting anew, or ending."
+            raise UnavailableError(told) from error
+        except GetTimeoutError as error:
+            raise UnavailableError(f"{self.name}: its actors did not answer in {TIMEOUT_S} s.") from error
 
 
 @contextmanager

@@ -23,6 +23,7 @@ PORTS = {
     6379: ("Ray's head", "ray start --port"),
     8265: ("Ray's dashboard", "ray start --dashboard-port"),
     10001: ("Ray's clients", "ray start --ray-client-server-port"),
+    52365: ("the agent of a Ray node, for jobs and logs", "ray start --dashboard-agent-listen-port=0"),
     8000: ("HTTP of Ray Serve", "another port for it"),
 }
 Level = Literal["ok", "warning", "error"]

@@ -1,11 +1,6 @@
 """A run whose processes are killed at random, fifty times: real Ray, vLLM and DeepSpeed."""
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,8 +10,8 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from conftest import made_model, metric_events
+from conftest import made_model
+from run_process import play
 
 pytestmark = pytest.mark.timeout(1800)  # each generator that is killed has to start anew
 
@@ -57,17 +52,11 @@ BURST = 10  # kills, before it may get somewhere
 
 
 class Chaos:
-    """A run in a process of its own, whose other processes are killed."""
+    """A run whose processes are killed, other than the first."""
 
     def __init__(self, runs: Path):
-        self.folder = runs / "chaos"
+        self.run = play(RECIPE, runs)
         self.killed: list[str] = []
-        self._output = runs / "output.txt"
-        (runs / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-        command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(runs / "recipe.yaml")]
-        command += ["--set", f"run.folder={runs}"]
-        with self._output.open("w") as output:
-            self.run = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
 
     def kill_at_random(self) -> None:
         """Kill a process of the run, soon or after some progress, again and again."""
@@ -78,10 +67,10 @@ class Chaos:
             if kill % BURST == 0:
                 self.goes_on()
             time.sleep(rng.uniform(0, 1.5))
-            found = self.wait_for(lambda names=names: self.processes(names))
+            found = self.wait_for(lambda names=names: self.run.called(*names))
             name = rng.choice(sorted(found))
-            with suppress(ProcessLookupError):  # it was just ending
-                os.kill(rng.choice(found[name]), signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # it was just ending
+                rng.choice(found[name]).kill()
             self.killed.append(name)
 
     def goes_on(self) -> None:
@@ -93,46 +82,15 @@ class Chaos:
         """Let it play another iteration, then press Ctrl-C."""
         last = self.last_step()[0]
         self.wait_for(lambda: self.last_step()[0] > last + 1)
-        # A terminal sends it to every process of its foreground group.
-        os.killpg(self.run.pid, signal.SIGINT)
-        self.run.wait(timeout=120)
-
-    def processes(self, names: tuple[str, ...]) -> dict[str, list[int]]:
-        """Ids of the run's processes that have one of these names."""
-        found: dict[str, list[int]] = {}
-        for process in psutil.Process(self.run.pid).children(recursive=True):
-            with suppress(psutil.Error, IndexError):  # it is just ending
-                if (name := process.cmdline()[0].split(".")[0]) in names:
-                    found.setdefault(name, []).append(process.pid)
-        return found
+        self.run.press_ctrl_c()
 
     def last_step(self) -> tuple[int, int]:
         """Iteration and step that were taken last."""
-        taken = metric_events(self.folder, "step")
+        taken = self.run.events("step")
         return (taken[-1]["iteration"], taken[-1]["step"]) if taken else (0, 0)
 
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 600) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (result := condition()):
-            assert self.run.poll() is None, f"the run ended before its time: {self.printed()}"
-            assert time.monotonic() < deadline, f"nothing happened in time: {self.printed()}"
-            time.sleep(0.1)
-        return result
-
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.folder / "summary.json").read_text())
-
-    def printed(self) -> str:
-        return self._output.read_text()
-
-    def left_running(self) -> list[psutil.Process]:
-        return [process for process in psutil.process_iter() if self._has(process)]
-
-    def _has(self, process: psutil.Process) -> bool:
-        with suppress(ProcessLookupError, PermissionError, psutil.Error):
-            of_session = os.getsid(process.pid) == self.run.pid
-            return of_session and process.status() != psutil.STATUS_ZOMBIE
-        return False
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        return self.run.wait_for(condition, seconds=600)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +106,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
 
 
 def test_it_went_on_until_it_was_stopped(chaos: Chaos) -> None:
-    summary, output = chaos.summary(), chaos.printed()
+    summary, output = chaos.run.summary(), chaos.run.printed()
     assert summary["status"] == "stopped", output
     assert len(summary["iterations"]) >= 3
     assert output.count("died") >= KILLS / 3  # deaths at the same time are told together
@@ -160,16 +118,16 @@ def test_every_part_was_killed(chaos: Chaos) -> None:
 
 
 def test_ctrl_c_stopped_every_process(chaos: Chaos) -> None:
-    assert chaos.run.returncode == 130, chaos.printed()
-    assert "Traceback" not in chaos.printed()
+    assert chaos.run.process.returncode == 130, chaos.run.printed()
+    assert "Traceback" not in chaos.run.printed()
     deadline = time.monotonic() + 60
-    while left := chaos.left_running():
+    while left := chaos.run.processes():
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
 
 def test_no_pair_is_lost_or_counted_twice(chaos: Chaos) -> None:
-    summary = chaos.summary()
+    summary = chaos.run.summary()
     finished = [entry["iteration"] for entry in summary["iterations"]]
     assert finished == list(range(1, len(finished) + 1))
     # A round may be trained to its end and not yet closed in the books.
@@ -177,17 +135,17 @@ def test_no_pair_is_lost_or_counted_twice(chaos: Chaos) -> None:
     assert closed in (len(finished), len(finished) - 1)
     assert summary["ledger"] == {"committed": PROMPTS * closed, "lost": 0, "duplicated": 0}
     for iteration in range(1, closed + 1):
-        written = pq.read_table(chaos.folder / "samples" / f"iteration-{iteration:03d}.parquet")
+        written = pq.read_table(chaos.run.folder / "samples" / f"iteration-{iteration:03d}.parquet")
         assert sorted(written["prompt_id"].to_pylist()) == list(range(PROMPTS))
         assert set(written["version"].to_pylist()) == {iteration - 1}
 
 
 def test_every_step_was_taken_once(chaos: Chaos) -> None:
-    taken = [(e["iteration"], e["step"]) for e in metric_events(chaos.folder, "step")]
+    taken = [(e["iteration"], e["step"]) for e in chaos.run.events("step")]
     assert taken == [(i // STEPS + 1, i % STEPS + 1) for i in range(len(taken))]
 
 
 def test_no_generator_served_weights_that_were_not_proven(chaos: Chaos) -> None:
-    updates = metric_events(chaos.folder, "update")
+    updates = chaos.run.events("update")
     assert {update["version"] for update in updates} >= set(range(chaos.last_step()[0]))
     assert all(update["parity_max_abs_diff"] < 1e-4 for update in updates)

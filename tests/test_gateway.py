@@ -5,9 +5,8 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import httpx
 import openai
 import pytest
 import schemathesis
-import yaml
-from conftest import made_model, metric_events
+from conftest import made_model
 from hypothesis import given, settings
+from run_process import play
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from actors.steering import live_run
@@ -42,55 +41,36 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Served:
-    """A run with a gateway, in a process of its own."""
+    """A run with a gateway."""
 
     def __init__(self, folder: Path):
-        self.folder = folder / "served"
-        self.output = (folder / "output.txt").open("w+")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        gateway = {"port": self.port, "max_requests": MOST, "max_body_kib": BODY_KIB}
-        recipe = RECIPE | {"gateway": gateway}
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(folder / "recipe.yaml")]
-        command += ["--set", f"run.folder={folder}"]
-        self.process = subprocess.Popen(
-            command, stdout=self.output, stderr=self.output, start_new_session=True
-        )
-        self.wait_for(lambda: metric_events(self.folder, "step"))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        gateway = {"port": port, "max_requests": MOST, "max_body_kib": BODY_KIB}
+        self.run = play(RECIPE | {"gateway": gateway}, folder)
+        self.folder = self.run.folder
+        self.wait_for = self.run.wait_for
+        self.wait_for(lambda: self.run.events("step"))
         self.token = (self.folder / "gateway.token").read_text().strip()
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
-
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 240) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (result := condition()):
-            assert time.monotonic() < deadline, f"nothing happened in time: {self.printed()}"
-            assert self.process.poll() is None, self.printed()
-            time.sleep(0.1)
-        return result
 
     def post(self, path: str, **options: Any) -> httpx.Response:
         return self.http.post(path, headers={"Authorization": f"Bearer {self.token}"}, **options)
 
     def steps(self) -> int:
-        return len(metric_events(self.folder, "step"))
-
-    def printed(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
+        return len(self.run.events("step"))
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    run = Served(tmp_path_factory.mktemp("runs"))
+    served = Served(tmp_path_factory.mktemp("runs"))
     try:
-        yield run
+        yield served
     finally:
-        run.process.kill()
-        run.output.close()
+        served.run.kill()
 
 
 def told(answer: httpx.Response) -> str:
@@ -113,7 +93,7 @@ def test_status_is_what_the_command_line_tells(served: Served) -> None:
 
 def test_curves_are_those_of_the_metrics(served: Served) -> None:
     metrics = served.wait_for(lambda: (now := served.http.get("/metrics").json())["ends"] and now)
-    steps = metric_events(served.folder, "step")[: metrics["steps"]]
+    steps = served.run.events("step")[: metrics["steps"]]
     assert metrics["curves"]["loss"]["x"] == list(range(1, metrics["steps"] + 1))
     assert metrics["curves"]["loss"]["y"] == pytest.approx([step["loss"] for step in steps])
     assert {"alpha", "gap", "reward_real", "ess_real", "staleness_max", "exact_match"} <= metrics[
@@ -186,7 +166,7 @@ def test_the_policy_is_listed_and_completes(served: Served) -> None:
     answer = served.openai.completions.create(model="served", prompt="3 1 2", max_tokens=5, temperature=0)
     assert 0 < answer.usage.completion_tokens <= 5
     version = int(answer.system_fingerprint.removeprefix("weights-version-"))
-    assert version <= max(update["version"] for update in metric_events(served.folder, "update"))
+    assert version <= max(update["version"] for update in served.run.events("update"))
 
 
 def test_it_talks_while_it_trains(served: Served) -> None:
@@ -298,8 +278,8 @@ def test_it_stops_at_a_checkpoint(served: Served) -> None:
     answer = served.post("/stop", params={"timeout": 60})
     assert answer.status_code == 200, answer.text
     name = answer.json()["last_checkpoint"]
-    assert served.process.wait(timeout=120) == 0, served.printed()
-    summary = json.loads((served.folder / "summary.json").read_text())
+    assert served.run.process.wait(timeout=120) == 0, served.run.printed()
+    summary = served.run.summary()
     assert summary["status"] == "stopped"
     assert summary["ledger"]["lost"] == summary["ledger"]["duplicated"] == 0
     assert list((served.folder / "checkpoints").glob(f"**/{name}"))

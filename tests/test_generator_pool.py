@@ -2,17 +2,15 @@
 
 import json
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
-import yaml
-from conftest import made_model, metric_events
+from conftest import made_model
+from run_process import BIN, play
 
 from actors import names
 from actors.cluster import connect
@@ -45,26 +43,11 @@ class Game:
     """A run that goes on until it is stopped."""
 
     def __init__(self, folder: Path):
-        self.folder = folder / "pool"
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-        command = [str(Path(sys.executable).parent / "iris-ray"), "run", str(folder / "recipe.yaml")]
-        command += ["--set", f"run.folder={folder}"]
-        self.output = (folder / "output.txt").open("w+")
-        self.process = subprocess.Popen(
-            command, stdout=self.output, stderr=self.output, start_new_session=True
-        )
+        self.run = play(RECIPE, folder)
+        self.folder = self.run.folder
+        self.events = self.run.events
+        self.wait_for = self.run.wait_for
         self.wait_for(lambda: self.events("step"))
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return metric_events(self.folder, kind)
-
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 240) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (result := condition()):
-            assert time.monotonic() < deadline, f"nothing happened in time: {self.printed()}"
-            assert self.process.poll() is None, self.printed()
-            time.sleep(0.1)
-        return result
 
     def came_and_went(self, state: str) -> list[dict[str, Any]]:
         return [event for event in self.events("generator") if event["state"] == state]
@@ -85,10 +68,6 @@ class Game:
         iteration = self.events("step")[-1]["iteration"]
         self.wait_for(lambda: self.events("step")[-1]["iteration"] > iteration + 1)
 
-    def printed(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
-
 
 @pytest.fixture(scope="module")
 def game(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Game]:
@@ -96,8 +75,7 @@ def game(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Game]:
     try:
         yield game
     finally:
-        game.process.kill()
-        game.output.close()
+        game.run.kill()
 
 
 def generators(status: dict[str, Any], state: str) -> list[str]:
@@ -114,15 +92,11 @@ def test_it_is_scaled_while_it_runs(game: Game) -> None:
     assert generators(status, "ready") == oldest
     assert not status["deaths"]
     game.goes_on()
-    assert "Generators: 2 -> 1" in game.printed()
+    assert "Generators: 2 -> 1" in game.run.printed()
 
 
 def test_an_engine_that_hangs_is_replaced_and_leaves_no_process(game: Game) -> None:
-    (engine,) = [
-        process
-        for process in psutil.Process(game.process.pid).children(recursive=True)
-        if process.cmdline()[:1] == ["VLLM::EngineCore"]
-    ]
+    ((engine,),) = game.run.called("VLLM::EngineCore").values()
     workers = engine.children()
     engine.suspend()
     game.wait_for(lambda: game.died("waited 15 s for the engine"))
@@ -168,14 +142,7 @@ def test_only_what_is_there_can_be_scaled(game: Game) -> None:
 
 def ordered(game: Game, command: str) -> dict[str, Any]:
     """What a command of the CLI prints as JSON."""
-    line = [
-        str(Path(sys.executable).parent / "iris-ray"),
-        command,
-        "pool",
-        "--folder",
-        str(game.folder.parent),
-        "--json",
-    ]
+    line = [BIN / "iris-ray", command, "pool", "--folder", game.folder.parent, "--json"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -206,7 +173,7 @@ def test_its_status_tells_what_it_does(game: Game) -> None:
 
 def test_it_stops_at_a_checkpoint_when_it_is_asked_to(game: Game) -> None:
     status = ordered(game, "stop")
-    assert game.process.wait(timeout=120) == 0, game.printed()
+    assert game.run.process.wait(timeout=120) == 0, game.run.printed()
     assert ordered(game, "status")["state"] == "stopped"
     kept = [path.name for path in (game.folder / "checkpoints").glob("iteration-*")]
     assert status["last_checkpoint"] in kept

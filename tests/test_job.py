@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,11 @@ import psutil
 import pytest
 import yaml
 from conftest import made_model, own_module
+from run_process import BIN
 from typer.testing import CliRunner
 
 from iris_ray.cli import app
 
-BIN = Path(sys.executable).parent
 RECIPE = {
     "run": {"name": "job", "plugins": ["my_game"]},
     "model": made_model(warmup_steps=20),

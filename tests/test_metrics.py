@@ -1,9 +1,7 @@
 """Metrics of a live run as a real Prometheus sees them, and its actors as Ray's dashboard does."""
 
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,9 +13,9 @@ from typing import Any
 
 import pytest
 import requests
-import yaml
 from conftest import made_model, metric_events
 from ray.util.state import list_actors
+from run_process import WAIT_S, play
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iris_ray.metrics import METRICS, tables
@@ -25,6 +23,7 @@ from iris_ray.metrics import METRICS, tables
 ROOT = Path(__file__).parents[1]
 GRAFANA = ROOT / "cluster" / "grafana"
 RECIPE = {
+    "run": {"name": "live"},
     "model": made_model(warmup_steps=20),
     "data": {
         "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
@@ -37,7 +36,6 @@ RECIPE = {
     "learner": {"num_cpus": 0.5, "batch_size": 40, "learning_rate": 1e-3},
 }
 ROLES = ("controller", "sample-buffer", "weight-store", "generator-pool", "generator-0")
-WAIT_S = 240
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -58,27 +56,13 @@ def ray_folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def run(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a run that goes on until the end of this module."""
-    folder = tmp_path_factory.mktemp("runs")
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"run": {"name": "live", "folder": str(folder)}}))
     often = {"RAY_TMPDIR": str(ray_folder), "RAY_metrics_report_interval_ms": "1000"}
-    with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "iris-ray"), "run", str(recipe)],
-            stdout=output,
-            stderr=output,
-            env=os.environ | often,
-        )
+    run = play(RECIPE, tmp_path_factory.mktemp("runs"), **often)
     try:
-        wait_for(
-            lambda: process.poll() is not None or metric_events(folder / "live", "iteration"),
-            "the first iteration",
-        )
-        assert process.poll() is None, (folder / "output.txt").read_text()
-        yield folder / "live"
+        run.wait_for(lambda: run.events("iteration"))
+        yield run.folder
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(WAIT_S)
+        run.kill()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,10 @@
 """Runs on several nodes, each a raylet of its own: real Ray, vLLM and DeepSpeed. Only Slurm is played."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +12,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import made_model, metric_events
+from conftest import made_model
 from ray.cluster_utils import Cluster
+from run_process import BIN, RunProcess, name_of, play
 
 from iris_ray.resources import GIB
 
 ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 PROMPTS = 120
 ITERATIONS = 4
 RECIPE = {
@@ -51,51 +47,15 @@ STATE = {"ray::Controller", "ray::GeneratorPool", "ray::SampleBuffer", "ray::Wei
 GENERATOR, RANK = "ray::Generator", "ray::RayTrainWorker"
 
 
-class Started:
-    """A run in a process of its own."""
-
-    def __init__(self, runs: Path, command: list[str], environment: dict[str, str] | None = None):
-        self.folder = runs / "nodes"
-        self.output = (runs / "output.txt").open("w+")
-        self.process = subprocess.Popen(
-            command, stdout=self.output, stderr=self.output, env=os.environ | (environment or {}), cwd=ROOT
-        )
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return metric_events(self.folder, kind)
-
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.folder / "summary.json").read_text())
-
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"nothing happened in time: {self.printed()}"
-            assert self.process.poll() is None, self.printed()
-            time.sleep(0.1)
-
-    def printed(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
-
-
 def actors_on(raylet: psutil.Process) -> list[str]:
     """What the actors on a node are called as processes: its raylet started them."""
-    names = []
-    for process in raylet.children():
-        try:
-            names.append(process.cmdline()[0].split(".")[0])
-        except (psutil.Error, IndexError):
-            continue  # it is just ending
+    names = map(name_of, raylet.children())
     return sorted(name for name in names if name in STATE | {GENERATOR, RANK})
 
 
 @pytest.fixture(scope="module")
 def runs(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the recipe."""
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    return folder
+    return tmp_path_factory.mktemp("runs")
 
 
 class Lost:
@@ -103,9 +63,7 @@ class Lost:
 
     def __init__(self, runs: Path, nodes: Cluster):
         self.nodes = nodes
-        command = [str(BIN / "iris-ray"), "run", str(runs / "recipe.yaml")]
-        command += ["--set", f"run.folder={runs}", "--set", f"run.ray_address={nodes.address}"]
-        self.run = Started(runs, command)
+        self.run = play(RECIPE, runs, f"run.ray_address={nodes.address}")
 
     def play(self) -> None:
         head, learner = self.nodes.head_node, self.add("learner", 1)
@@ -135,8 +93,7 @@ def lost(runs: Path) -> Iterator[Lost]:
             lost.play()
             yield lost
         finally:
-            lost.run.process.kill()
-            lost.run.output.close()
+            lost.run.kill()
     finally:
         nodes.shutdown()
 
@@ -193,14 +150,14 @@ def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -
         "SLURM_JOB_NODELIST": "node-[1-2]",
         "SLURM_CPUS_ON_NODE": "2",
     }
-    command = ["bash", str(script), str(runs.parent / "recipe.yaml"), "--set", f"run.folder={runs}"]
-    run = Started(runs, [*command, "--set", "schedule.iterations=100000"], environment)
-    job = psutil.Process(run.process.pid)
-    processes: list[psutil.Process] = []
+    recipe = runs / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    command = ["bash", script, recipe, "--set", f"run.folder={runs}"]
+    command += ["--set", "schedule.iterations=100000"]
+    run = RunProcess(runs / "nodes", command, **environment)
     try:
         run.wait_for(lambda: run.events("step"))
-        processes = job.children(recursive=True)
-        raylets = [each for each in processes if each.name() == "raylet"]
+        raylets = [each for each in run.processes() if each.name() == "raylet"]
         places = [actors_on(raylet) for raylet in raylets]
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(timeout=120) == 130, run.printed()
@@ -208,11 +165,5 @@ def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -
         _, left = psutil.wait_procs(raylets, timeout=30)
         assert not left, f"Ray of the job outlives it: {left}"
     finally:
-        if job.is_running():
-            processes = [job, *job.children(recursive=True)]
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        run.process.wait()
-        run.output.close()
+        run.kill()
     assert {frozenset(names) for names in places} == {frozenset({*STATE, RANK}), frozenset({GENERATOR})}

@@ -1,24 +1,17 @@
 """A run that dies goes on as if it never had: real Ray, vLLM and DeepSpeed, killed by SIGKILL."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from conftest import made_model, metric_events
+from run_process import RunProcess, kill, play, resume
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -67,6 +60,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
 def straight(folder: Path) -> Path:
     """The run that nothing happens to."""
     config = RunConfig.from_dict(RECIPE | {"run": {"name": "straight", "folder": str(folder)}})
@@ -75,43 +73,28 @@ def straight(folder: Path) -> Path:
 
 
 class Victim:
-    """A run in a process of its own, parts of which are killed."""
+    """A run, parts of which are killed."""
 
-    def __init__(self, path: Path, *arguments: str, **environment: str):
-        self.path = path
-        self.temporary = path.parent / "temporary"
-        self.temporary.mkdir(exist_ok=True)
-        environment |= {"TMPDIR": str(self.temporary), "RAY_TMPDIR": "/tmp"}  # short, for paths of sockets
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as output:
-            self.output = Path(output.name)
-            self.process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "iris-ray"), "run", *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ | environment,
-            )
+    def __init__(self, run: RunProcess, temporary: Path):
+        """Checkpoints are made in the folder `temporary`."""
+        self.run = run
+        self.folder = run.folder
+        self.temporary = temporary
 
     def kill_learner(self, when: Callable[[], bool]) -> None:
-        self.wait_for(lambda: bool(self._learner()), pause=0.5)
-        learner = self._learner()
+        (ranks,) = self.wait_for(lambda: self.run.called("ray::RayTrainWorker").values(), pause=0.5)
         self.wait_for(when)
-        _kill(learner)
-
-    def kill_everything(self) -> None:
-        while members := self._members():
-            _kill(members)
-        self.process.wait()
+        kill(ranks)
 
     def is_beyond(self, checkpoint: str) -> Callable[[], bool]:
         """Says whether steps were taken since a checkpoint that Ray Train took note of."""
-        notes = self.path / "checkpoints" / "checkpoint_manager_snapshot.json"
+        notes = self.folder / "checkpoints" / "checkpoint_manager_snapshot.json"
         iteration, step = int(checkpoint[10:13]), int(checkpoint[-5:])
 
         def beyond() -> bool:
             if not notes.exists() or checkpoint not in notes.read_text():
                 return False
-            last = steps(self.path)[-1]
+            last = steps(self.folder)[-1]
             return (last["iteration"], last["step"]) > (iteration, step)
 
         return beyond
@@ -125,50 +108,32 @@ class Victim:
 
         return writes
 
-    def wait_for(self, condition: Callable[[], bool], pause: float = 0.002) -> None:
-        deadline = time.monotonic() + 180
-        while not condition():
-            assert time.monotonic() < deadline, self.output.read_text()
-            assert self.process.poll() is None, self.output.read_text()
-            time.sleep(pause)
+    def wait_for(self, condition: Callable[[], Any], pause: float = 0.002) -> Any:
+        return self.run.wait_for(condition, pause=pause)
 
     def _checkpoints(self) -> Iterator[Path]:
         return self.temporary.glob("iris-ray-checkpoint-*")
 
-    def _learner(self) -> list[psutil.Process]:
-        return [each for each in self._members() if "TrainWorker" in " ".join(each.info["cmdline"] or [])]
 
-    def _members(self) -> list[psutil.Process]:
-        return [each for each in psutil.process_iter(["cmdline", "status"]) if self._has(each)]
-
-    def _has(self, process: psutil.Process) -> bool:
-        with suppress(ProcessLookupError, PermissionError):
-            alive = process.info["status"] != psutil.STATUS_ZOMBIE
-            return alive and os.getsid(process.pid) == self.process.pid
-        return False
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)
+def own_temporary(folder: Path) -> dict[str, str]:
+    """The environment of a run that keeps what is temporary in a folder, but for Ray's sockets."""
+    return {"TMPDIR": str(folder), "RAY_TMPDIR": "/tmp"}
 
 
 @pytest.fixture(scope="module")
-def killed(folder: Path) -> tuple[Path, str]:
+def killed(folder: Path, temporary: Path) -> tuple[Path, str]:
     """A run whose learner is killed twice in the first iteration, and every process in the second."""
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"run": {"name": "killed", "folder": str(folder)}}))
     # So often Ray Train takes note of checkpoints; by default every two seconds.
-    run = Victim(folder / "killed", str(recipe), RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1")
+    often = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+    run = play(RECIPE | {"run": {"name": "killed"}}, folder, **own_temporary(temporary), **often)
+    victim = Victim(run, temporary)
     try:
-        run.kill_learner(run.is_beyond("iteration-001-step-00004"))
-        run.kill_learner(run.writes_a_checkpoint())
-        run.wait_for(run.is_beyond("iteration-002-step-00004"))
+        victim.kill_learner(victim.is_beyond("iteration-001-step-00004"))
+        victim.kill_learner(victim.writes_a_checkpoint())
+        victim.wait_for(victim.is_beyond("iteration-002-step-00004"))
     finally:
-        run.kill_everything()
-    return run.path, run.output.read_text()
+        victim.run.kill()
+    return victim.folder, victim.run.printed()
 
 
 @pytest.fixture(scope="module")
@@ -178,17 +143,16 @@ def copy(folder: Path, killed: tuple[Path, str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resumed(killed: tuple[Path, str], copy: Path) -> tuple[Path, str]:
+def resumed(killed: tuple[Path, str], copy: Path, temporary: Path) -> tuple[Path, str]:
     """Gone on with; the learner is killed as it saves its model, and no generator is at work any more."""
-    run = Victim(killed[0], "--resume", str(killed[0]))
+    victim = Victim(resume(killed[0], **own_temporary(temporary)), temporary)
     try:
-        run.kill_learner((run.path / "final").exists)
-        run.process.wait(timeout=180)
+        victim.kill_learner((victim.folder / "final").exists)
+        status = victim.run.process.wait(timeout=180)
     finally:
-        run.kill_everything()
-    printed = run.output.read_text()
-    assert run.process.returncode == 0, printed
-    return run.path, printed
+        victim.run.kill()
+    assert status == 0, victim.run.printed()
+    return victim.folder, victim.run.printed()
 
 
 def events(run: Path) -> list[dict]:
