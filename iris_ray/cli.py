@@ -15,6 +15,7 @@ from rich.table import Table
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, IrisRayError, RunStopped
+from iris_ray.harness.command import evaluate
 from iris_ray.logs import logs
 from iris_ray.operating import operating
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(operating)
 app.command(epilog="Example: iris-ray logs demo generator-0 --follow")(logs)
+app.command("eval", epilog="Example: iris-ray eval runs/demo --task gsm8k:5")(evaluate)
 console = Console()
 
 STOPPED_BY_USER = 130

@@ -1,0 +1,1 @@
+"""Scores of a model in tasks of the Language Model Evaluation Harness (lm-eval)."""

@@ -1,0 +1,150 @@
+"""Scoring a model with lm-eval on vLLM, a task at a time."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from iris_ray.errors import ConfigError, first_line
+from iris_ray.harness.model import ScoredModel
+from iris_ray.harness.suites import Task
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How all tasks are asked."""
+
+    limit: int | None
+    """Only the first documents of each task, to try things out."""
+    chat: bool
+    """Through the model's chat template, shots as earlier turns."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a task gave: lm-eval's metrics by name (`acc,none`), with `_stderr` where it estimates it."""
+
+    task: Task
+    shots: int
+    documents: int
+    metrics: dict[str, float]
+
+    @property
+    def metric(self) -> str:
+        return self.task.metric or next(iter(self.metrics))
+
+    @property
+    def value(self) -> float:
+        return self.metrics[self.metric]
+
+    @property
+    def stderr(self) -> float | None:
+        name, _, kept = self.metric.partition(",")
+        error = self.metrics.get(f"{name}_stderr,{kept}")
+        return error if isinstance(error, float) else None
+
+
+def score(
+    model: ScoredModel,
+    tasks: Sequence[Task],
+    protocol: Protocol,
+    engine: dict[str, Any],
+    folder: Path | None,
+    out: Path,
+    started: Callable[[Task], None],
+) -> list[Score]:
+    """Score `model` in each of `tasks`; those whose results are in `out` already are not asked again.
+
+    `engine` holds arguments of vLLM, `folder` YAML files of one's own tasks. After each task `out` is
+    written: what lm-eval says of it, and how it was asked. Raises `ConfigError` for a task that does not
+    exist, before the model is loaded.
+    """
+    manager = _task_manager(folder)
+    unknown = [task.name for task in tasks if task.name not in manager.task_index]
+    if unknown:
+        raise ConfigError(
+            f"--task: lm-eval knows no {', '.join(unknown)}. `lm-eval ls tasks` lists what there is; --tasks "
+            "names a folder with YAML files of your own."
+        )
+    setting = {"model": model.path, "engine": engine, "lm_eval": version("lm-eval"), **asdict(protocol)}
+    kept = _read(out, setting)
+    lm: Any = None
+    for task in tasks:
+        if _key(task) in kept:
+            continue
+        started(task)
+        lm = lm or _loaded(model, engine)
+        kept[_key(task)] = _asked(lm, manager, task, protocol)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        written = out.with_suffix(".part")
+        written.write_text(json.dumps(setting | {"tasks": kept}, indent=1))
+        written.replace(out)
+    return [_score(task, kept[_key(task)]) for task in tasks]
+
+
+def _task_manager(folder: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_path=str(folder) if folder else None)
+
+
+def _loaded(model: ScoredModel, engine: dict[str, Any]) -> Any:
+    from lm_eval.models.vllm_causallms import VLLM
+
+    try:
+        return VLLM(**({"pretrained": model.path, "dtype": model.dtype, "batch_size": "auto"} | engine))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{model.path}: vLLM cannot load it: {first_line(error)}") from error
+
+
+def _asked(lm: Any, manager: Any, task: Task, protocol: Protocol) -> dict[str, Any]:
+    """The part of lm-eval's results that can be written as JSON."""
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable
+
+    results = simple_evaluate(
+        lm,
+        tasks=[task.name],
+        num_fewshot=task.shots,
+        limit=protocol.limit,
+        apply_chat_template=protocol.chat,
+        fewshot_as_multiturn=protocol.chat,
+        task_manager=manager,
+        log_samples=False,
+    )
+    assert results is not None  # of ranks other than the first, and there is one
+    wanted = {
+        name: results[name] for name in ("results", "n-shot", "n-samples", "versions") if name in results
+    }
+    return json.loads(json.dumps(wanted, default=handle_non_serializable))
+
+
+def _key(task: Task) -> str:
+    return task.name if task.shots is None else f"{task.name}, {task.shots} shots"
+
+
+def _read(out: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """Results by task that were written earlier; `ConfigError` if they were made in another way."""
+    if not out.exists():
+        return {}
+    before = json.loads(out.read_text())
+    other = [name for name, value in setting.items() if before.get(name) != value]
+    if other:
+        raise ConfigError(
+            f"--out: {out} holds results of another {' and '.join(other)}. Name another file, or remove it."
+        )
+    return before["tasks"]
+
+
+def _score(task: Task, kept: dict[str, Any]) -> Score:
+    metrics = {name: value for name, value in kept["results"][task.name].items() if "," in name}
+    parts = kept["n-samples"]
+    documents = sum(each["effective"] for each in parts.values())
+    shots = max(kept["n-shot"].get(name) or 0 for name in parts)
+    if task.metric is not None and task.metric not in metrics:
+        raise ConfigError(f"{task.name}: it has no metric {task.metric}. There: {', '.join(metrics)}.")
+    return Score(task, shots, documents, metrics)
