@@ -13,7 +13,7 @@ class Task:
     metric: str | None = None
 
 
-# The ten benchmarks and their shots: [note]. Which of lm-eval's variants and metrics are meant: [choice], those
+# The ten benchmarks and their shots: [note]. Which of lm-eval's variants and metrics: [choice], those
 # of the two Open LLM Leaderboards.
 PAPER = (
     Task("gsm8k", "GSM8K", 5, "exact_match,strict-match"),
