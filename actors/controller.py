@@ -9,9 +9,9 @@ from actors import names
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Order, StepReport, Update
 from iris_ray.data.splits import load_split
-from iris_ray.evaluation import exact_match
 from iris_ray.game import Game, Round
 from iris_ray.gap import PairMeans
+from iris_ray.held_out import HeldOut
 from iris_ray.records import Records
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
@@ -39,7 +39,7 @@ class Controller:
             model_path, trust_remote_code=config.model.trust_remote_code
         )
         holdout = load_split(self.folder.data, "holdout")
-        self.holdout = holdout.select(range(min(config.evaluation.prompts, len(holdout))))
+        self.held_out = HeldOut(config, self.folder, holdout, self.tokenizer)
         self.opening: asyncio.Future[Any] | None = None
         self.beside_training: asyncio.Future[Any] | None = None
         self.failure: Exception | None = None
@@ -166,13 +166,12 @@ class Controller:
         """Answer the held-out prompts with weights `version`, made by `iteration`, and score the answers."""
         if self.records.evaluated_iteration == iteration:
             return  # before, or before the checkpoint that the run went back to
-        score = None
-        if len(self.holdout):
+        answers = []
+        if questions := self.held_out.questions(iteration):
             pool = names.find(self.config.run.name, names.GENERATOR_POOL)
-            tokens = await pool.answer.remote(list(self.holdout["prompt_tokens"]), version)
-            answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            score = exact_match(answers, self.holdout["response_text"], self.config.evaluation.answer_pattern)
-        self.records.evaluated(iteration, score)
+            answers = await pool.answer.remote(questions, version)
+        scores = await asyncio.to_thread(self.held_out.scores, iteration, answers)
+        self.records.evaluated(iteration, scores)
 
     async def _archive(self, round_: Round) -> None:
         """Write the round's pairs to Parquet once all are written."""

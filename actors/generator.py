@@ -10,7 +10,7 @@ import ray
 
 from actors import names
 from iris_ray.config import RunConfig
-from iris_ray.contracts import Demonstration, SelfPlayPair
+from iris_ray.contracts import Answer, Demonstration, Question, SelfPlayPair
 from iris_ray.generation.cores import OwnCores
 from iris_ray.generation.in_flight import InFlight
 from iris_ray.weights.manifest import WeightManifest, WeightsLost
@@ -142,18 +142,20 @@ class Generator:
             for _ in items:
                 self.outbox.task_done()
 
-    async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
-        """Greedy answers of weights `version` to token prompts, end token included where reached."""
+    async def answer(self, questions: list[Question], version: int) -> list[Answer]:
+        """Greedy answers of weights `version`."""
         if await self.use_version(version) is None:
-            return [[] for _ in prompts]  # nobody waits for them any more
-        self.in_flight.enter(len(prompts))
-        self.answering.enter(len(prompts))
-        responses = await asyncio.gather(*[self._answer(prompt) for prompt in prompts])
-        return [response.tokens for response in responses]
+            return [Answer([], None, []) for _ in questions]  # nobody waits for them any more
+        self.in_flight.enter(len(questions))
+        self.answering.enter(len(questions))
+        return await asyncio.gather(*map(self._answer, questions))
 
-    async def _answer(self, prompt: list[int]) -> "Response":
+    async def _answer(self, question: Question) -> Answer:
         try:
-            return await self.engine.generate(prompt, greedy=True)
+            with_logprob = bool(question.likely)
+            response = await self.engine.generate(question.prompt, greedy=True, with_logprob=with_logprob)
+            logprobs, _ = await self.engine.score(question.prompt, question.likely)
+            return Answer(response.tokens, response.logprob, logprobs)
         finally:
             self.answering.leave()
             self.in_flight.leave()

@@ -14,6 +14,7 @@ from actors.environment import generator_environment
 from actors.failures import generator_failure, is_parity_error
 from actors.generator import Generator
 from iris_ray.config import RunConfig
+from iris_ray.contracts import Answer, Question
 from iris_ray.errors import ConfigError
 from iris_ray.generation.restarts import Restarts
 from iris_ray.generation.scaling import autoscaled
@@ -124,21 +125,21 @@ class GeneratorPool:
         async with self.changed:
             await self.changed.wait_for(self._ready)
 
-    async def answer(self, prompts: list[list[int]], version: int) -> list[list[int]]:
-        """Greedy answers of weights `version`, the prompts spread over all ready generators.
+    async def answer(self, questions: list[Question], version: int) -> list[Answer]:
+        """Greedy answers of weights `version`, the questions spread over all ready generators.
 
         What a generator that dies owes is asked of the others.
         """
-        answers: dict[int, list[int]] = {}
-        while left := [index for index in range(len(prompts)) if index not in answers]:
+        answers: dict[int, Answer] = {}
+        while left := [index for index in range(len(questions)) if index not in answers]:
             await self.wait_ready()
             ready = self._ready()
             shares = [left[index :: len(ready)] for index in range(len(ready))]
-            questions: list[Any] = [
-                member.handle.answer.remote([prompts[index] for index in share], version)
+            asked: list[Any] = [
+                member.handle.answer.remote([questions[index] for index in share], version)
                 for member, share in zip(ready, shares, strict=True)
             ]
-            answered = await asyncio.gather(*questions, return_exceptions=True)
+            answered = await asyncio.gather(*asked, return_exceptions=True)
             for member, share, answer in zip(ready, shares, answered, strict=True):
                 if not isinstance(answer, BaseException):
                     answers |= zip(share, answer, strict=True)
@@ -146,9 +147,9 @@ class GeneratorPool:
                     raise answer
                 else:
                     member.fault = answer
-            if len(answers) < len(prompts):
+            if len(answers) < len(questions):
                 await asyncio.sleep(HEARTBEAT_S)  # until those that failed are out
-        return [answers[index] for index in range(len(prompts))]
+        return [answers[index] for index in range(len(questions))]
 
     async def status(self) -> dict[str, Any]:
         """`generators`: one entry each; `wanted`: how many there should be; `deaths`: who died, and why.

@@ -419,6 +419,10 @@ class Evaluation(Section):
     """Held-out prompts answered greedily per opponent. 0 switches the evaluation off."""
     answer_pattern: str | None = None
     """Regular expression with one group: compare what it finds last, not the whole response."""
+    scorer: str | None = None
+    """Scorer of one's own that a module of `run.plugins` registers."""
+    likelihoods: bool = True
+    """Also tell how likely held-out annotated responses and the former model's answers are."""
 
 
 class Wandb(Section):

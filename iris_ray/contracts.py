@@ -17,6 +17,27 @@ class Demonstration:
     response_tokens: list[int]
 
 
+@dataclass(frozen=True)
+class Question:
+    """A held-out prompt, and responses whose log p is asked for. Token ids."""
+
+    prompt: list[int]
+    likely: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer to a question, as token ids, end token included where reached.
+
+    `logprob` is its log p, `logprobs` those of the responses that were asked for, in nats, summed over
+    tokens; None and empty unless there were such.
+    """
+
+    tokens: list[int]
+    logprob: float | None
+    logprobs: list[float]
+
+
 class VersionSpan(NamedTuple):
     """Tokens of a response that one weights version wrote, one behind the other."""
 

@@ -1,9 +1,16 @@
 """Scores of answers to held-out prompts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from iris_ray.errors import ConfigError
+from iris_ray.registry import Registry
+
+Scorer = Callable[[str, str, str], float]
+"""From a prompt, an answer and the annotated response, as texts, to a score of the answer."""
+
+SCORERS: Registry[Scorer] = Registry("evaluation.scorer", "Registered by run.plugins")
+register_scorer = SCORERS.register
 
 
 def check_pattern(pattern: str | None) -> None:

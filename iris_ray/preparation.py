@@ -15,7 +15,7 @@ from iris_ray.data.rows import Rows, read_rows
 from iris_ray.data.sources import HUB_TIMEOUT_S
 from iris_ray.data.splits import demonstration
 from iris_ray.errors import ConfigError, ModelError, RunFolderError, first_line
-from iris_ray.evaluation import check_pattern
+from iris_ray.evaluation import SCORERS, check_pattern
 from iris_ray.game import Game
 from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.lora import meta_model, target_modules
@@ -51,6 +51,8 @@ def check_names(config: RunConfig) -> None:
         )
     Game(config)
     check_pattern(config.evaluation.answer_pattern)
+    if config.evaluation.scorer is not None:
+        SCORERS[config.evaluation.scorer]  # raises if there is none
     check_trackers(config)
 
 

@@ -102,15 +102,15 @@ class Records:
         current["reward_real"], current["reward_synthetic"] = end.reward_real, end.reward_synthetic
         current["pairs_per_s"] = current["pairs"] / current["seconds"]
 
-    def evaluated(self, iteration: int, exact_match: float | None) -> None:
+    def evaluated(self, iteration: int, scores: dict[str, float | None]) -> None:
         """The model that `iteration` made was evaluated; 0 is the baseline."""
         self.evaluated_iteration = iteration
         if iteration == 0:
-            self.baseline["exact_match"] = exact_match
+            self.baseline |= scores
             self.folder.append_metrics("baseline", self.baseline)
         else:
             entry = self.iterations[iteration - 1]
-            entry["exact_match"] = exact_match
+            entry |= scores
             where = {"global_step": self.steps_until(iteration)}
             self.folder.append_metrics("iteration", entry | where)
 

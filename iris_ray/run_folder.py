@@ -35,6 +35,10 @@ class RunFolder:
         self.tracking = self.path / "tracking.json"
         self.tensorboard = self.path / "tensorboard"
 
+    def held_out(self, iteration: int) -> Path:
+        """Answers to held-out prompts of the model that `iteration` made; 0 is the start model."""
+        return self.path / "held-out" / f"iteration-{iteration:03d}.parquet"
+
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":
         """Make the folder of a new run. Raises `RunFolderError` if there is something in it."""

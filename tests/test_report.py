@@ -136,12 +136,12 @@ def whole_run(root: Path, name: str, prepared: Prepared | None = None, **section
     records = Records(folder, Alpha())
     records.updated(Update("generator-0", 0, 3.0, 0.5, 2e-6))
     records.generator("generator-0", "ready", None)
-    records.evaluated(0, 0.25)
+    records.evaluated(0, {"exact_match": 0.25})
     play(records, 1)
     records.generator("generator-0", "died", "lost its node")
-    records.evaluated(1, 0.5)
+    records.evaluated(1, {"exact_match": 0.5})
     play(records, 2)
-    records.evaluated(2, 0.75)
+    records.evaluated(2, {"exact_match": 0.75})
     for iteration in (1, 2):
         path = folder.samples / f"iteration-{iteration:03d}.parquet"
         write_samples(path, [pairs_of(prepared, iteration)], prepared.tokenizer)
@@ -346,9 +346,9 @@ def test_a_run_that_failed_before_its_first_step(begun):
 
 def test_a_run_that_goes_on(begun):
     folder, records = begun
-    records.evaluated(0, 0.25)
+    records.evaluated(0, {"exact_match": 0.25})
     play(records, 1)
-    records.evaluated(1, 0.5)
+    records.evaluated(1, {"exact_match": 0.5})
     records.round_opened(Round(2, 1, 1.5, 0.5, "why"), STEPS)
     records.stepped(replace(STEP, loss=float("nan"), grad_norm=None, skipped=True), [0])
     records.stepped(STEP, [0])
@@ -368,9 +368,9 @@ def test_a_run_that_goes_on(begun):
 def test_a_run_without_evaluation_and_without_an_order(tmp_path):
     folder = RunFolder.create(config_of(tmp_path, "plain", objective={"name": "sft"}))
     records = Records(folder, None)
-    records.evaluated(0, None)
+    records.evaluated(0, {"exact_match": None})
     play(records, 1)
-    records.evaluated(1, None)
+    records.evaluated(1, {"exact_match": None})
     page = run_page(read_history(folder))
     check_self_contained(page)
     assert "the run was not evaluated" in page
@@ -391,13 +391,13 @@ def test_there_is_nothing_to_report_before_the_first_event(begun):
     folder, records = begun
     with pytest.raises(RunFolderError, match=r"begun: there is nothing to report yet"):
         rewrite_report(folder.path)
-    records.evaluated(0, 0.5)
+    records.evaluated(0, {"exact_match": 0.5})
     assert rewrite_report(folder.path) == folder.report
 
 
 def test_metrics_that_cannot_be_read_are_told_by_line(begun):
     folder, records = begun
-    records.evaluated(0, 0.5)
+    records.evaluated(0, {"exact_match": 0.5})
     with folder.metrics.open("a") as file:
         file.write("{\n")
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: is not JSON"):
@@ -760,9 +760,9 @@ def second(finished: RunFolder, tmp_path_factory) -> RunFolder:
     config = config_of(root, "second", objective={"name": "spin"}, learner={"learning_rate": [1e-4, 1e-5]})
     folder = RunFolder.create(config)
     records = Records(folder, None)
-    records.evaluated(0, 0.25)
+    records.evaluated(0, {"exact_match": 0.25})
     play(records, 1)
-    records.evaluated(1, 0.375)
+    records.evaluated(1, {"exact_match": 0.375})
     for path in finished.samples.iterdir():
         (folder.samples / path.name).write_bytes(path.read_bytes())
     return folder
@@ -808,7 +808,7 @@ def test_the_same_prompts_are_shown_of_all_runs(finished, second):
 
 def test_runs_without_common_prompts_say_so(finished, begun, tmp_path):
     folder, records = begun
-    records.evaluated(0, 0.5)
+    records.evaluated(0, {"exact_match": 0.5})
     page = write_comparison([finished.path, folder.path], tmp_path / "x.html").read_text()
     assert "no prompt that all of these runs have" in words(page)
 
@@ -837,7 +837,7 @@ def command(monkeypatch, capsys) -> Iterator:
 
 def test_the_command_writes_the_page_of_a_run(command, begun, tmp_path):
     folder, records = begun
-    records.evaluated(0, 0.5)
+    records.evaluated(0, {"exact_match": 0.5})
     assert command(str(folder.path)) == (0, f"The page lies in {folder.report}")
     assert "50.0%" in folder.report.read_text()
     elsewhere = tmp_path / "elsewhere.html"
@@ -847,7 +847,7 @@ def test_the_command_writes_the_page_of_a_run(command, begun, tmp_path):
 
 def test_the_command_compares_runs(command, begun, second, tmp_path, monkeypatch):
     folder, records = begun
-    records.evaluated(0, 0.5)
+    records.evaluated(0, {"exact_match": 0.5})
     monkeypatch.chdir(tmp_path)
     assert command(str(folder.path), str(second.path)) == (0, "The page lies in comparison.html")
     assert "2 runs compared" in (tmp_path / "comparison.html").read_text()
@@ -865,7 +865,7 @@ def test_the_command_compares_runs(command, begun, second, tmp_path, monkeypatch
 def test_the_command_says_what_is_wrong(command, begun, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     if "nowhere" in arguments:
-        begun[1].evaluated(0, 0.5)
+        begun[1].evaluated(0, {"exact_match": 0.5})
     code, printed = command(*arguments)
     assert code == 1
     assert message in printed
@@ -873,7 +873,7 @@ def test_the_command_says_what_is_wrong(command, begun, tmp_path, monkeypatch, a
 
 
 def test_a_place_that_cannot_be_written_to_is_named(command, begun, tmp_path):
-    begun[1].evaluated(0, 0.5)
+    begun[1].evaluated(0, {"exact_match": 0.5})
     out = tmp_path / "missing" / "page.html"
     code, printed = command(str(begun[0].path), "--out", str(out))
     assert code == 1

@@ -189,7 +189,10 @@ def test_a_run_that_died_ends_as_if_it_never_had(resumed: tuple[Path, str], stra
     assert same_weights(path / "final", straight / "final")
     clocks = ("seconds", "generation_seconds", "learner_waited_seconds", "pairs_per_s")
     for mine, theirs in zip(summary(path)["iterations"], summary(straight)["iterations"], strict=True):
-        assert all(mine[name] == theirs[name] for name in theirs if name not in clocks)
+        # A likelihood comes out of the engine's batches, which never are the same.
+        likelihoods = ("held_out_nll", "held_out_margin")
+        assert all(mine[name] == pytest.approx(theirs[name], abs=1e-4) for name in likelihoods)
+        assert all(mine[name] == theirs[name] for name in theirs.keys() - {*clocks, *likelihoods})
     assert json.loads((path / "final" / "probe.json").read_text()) == json.loads(
         (straight / "final" / "probe.json").read_text()
     )

@@ -133,9 +133,9 @@ def play_round(records: Records, iteration: int, steps: int = 2) -> None:
 
 def test_summary_of_a_run(folder):
     records = Records(folder, Alpha())
-    records.evaluated(0, 0.25)
+    records.evaluated(0, {"exact_match": 0.25})
     play_round(records, 1)
-    records.evaluated(1, 0.5)
+    records.evaluated(1, {"exact_match": 0.5})
     play_round(records, 2)
     for seconds, difference in ((1.0, 1e-6), (4.0, 3e-6), (2.0, 2e-6)):
         records.updated(Update("generator-0", 0, seconds, seconds / 2, difference))
@@ -172,10 +172,10 @@ def test_summary_of_a_run_that_did_not_get_far(folder):
 
 def test_every_event_is_in_the_metrics(folder):
     records = Records(folder, Alpha())
-    records.evaluated(0, None)
+    records.evaluated(0, {"exact_match": None})
     play_round(records, 1)
     records.updated(Update("generator-0", 1, 2.0, 1.0, 1e-6))
-    records.evaluated(1, 0.75)
+    records.evaluated(1, {"exact_match": 0.75})
     baseline, first, second, update, iteration = events(folder)
     assert (baseline["event"], baseline["exact_match"]) == ("baseline", None)
     for number, step in enumerate((first, second), start=1):
@@ -186,7 +186,7 @@ def test_every_event_is_in_the_metrics(folder):
     assert (update["event"], update["parity_max_abs_diff"]) == ("update", 1e-6)
     assert (iteration["event"], iteration["iteration"], iteration["exact_match"]) == ("iteration", 1, 0.75)
     play_round(records, 2)
-    records.evaluated(2, 0.8)
+    records.evaluated(2, {"exact_match": 0.8})
     assert [iteration["global_step"], *(event["global_step"] for event in events(folder)[5:])] == [2, 3, 4, 4]
 
 
@@ -207,7 +207,7 @@ def test_generators_and_the_age_of_their_pairs_are_recorded(folder):
 def test_status_follows_the_run(folder):
     records = Records(folder, Alpha())
     assert (records.status()["iteration"], records.status()["evaluated"]) == (0, -1)
-    records.evaluated(0, 0.25)
+    records.evaluated(0, {"exact_match": 0.25})
     play_round(records, 1)
     records.round_opened(Round(2, 1, alpha=1.5, gap=1.0, reason="why"), 7)
     records.stepped(STEP, [0])
@@ -387,7 +387,7 @@ def whole_run(records: Records) -> list:
         return lambda: records.round_opened(Round(iteration, iteration - 1, 1.25, 5.0, "why"), 8)
 
     return [
-        lambda: records.evaluated(0, 0.25),
+        lambda: records.evaluated(0, {"exact_match": 0.25}),
         open_(1),
         step(0),
         lambda: records.order_set(Round(1, 0, 1.5, 1 / 3, "measured")),
@@ -398,11 +398,11 @@ def whole_run(records: Records) -> list:
         lambda: records.updated(Update("generator-0", 1, 2.0, 1.0, 1e-6)),
         open_(2),
         step(8),
-        lambda: records.evaluated(1, 0.5),
+        lambda: records.evaluated(1, {"exact_match": 0.5}),
         *map(step, range(9, 16)),
         records.round_written,
         lambda: records.round_closed(END, 0.5),
-        lambda: records.evaluated(2, None),
+        lambda: records.evaluated(2, {"exact_match": None}),
     ]
 
 

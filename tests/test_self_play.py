@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.environment import generator_environment
 from iris_ray import RunConfig, SelfPlay
+from iris_ray.data.splits import load_split
+from iris_ray.export import export_checkpoint
 
 RECIPE = {
     "model": made_model(warmup_steps=60),
@@ -110,6 +113,43 @@ def test_the_final_model_is_the_learners(run: tuple[RunConfig, dict]) -> None:
             table = model(torch.tensor([tokens])).logits.log_softmax(-1)[0, :-1]
         logprobs = table.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
         torch.testing.assert_close(logprobs, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_held_out_likelihoods_are_those_of_the_models(run: tuple[RunConfig, dict]) -> None:
+    """By transformers: of the model that the last iteration made, and of the one before."""
+    config, summary = run
+    rows = pq.read_table(config.folder / "held-out" / "iteration-002.parquet").to_pylist()
+    former = pq.read_table(config.folder / "held-out" / "iteration-001.parquet").to_pylist()
+    holdout = load_split(config.folder / "data", "holdout")
+    assert [row["prompt_id"] for row in rows] == holdout["prompt_id"]
+    models = [config.folder / "final", export_checkpoint(config.folder, 1)]
+    last, before = (
+        {
+            kind: [
+                logprob(model, row["prompt_tokens"], response)
+                for row, response in zip(holdout, responses, strict=True)
+            ]
+            for kind, responses in (
+                ("real", holdout["response_tokens"]),
+                ("former", [row["answer_tokens"] for row in former]),
+            )
+        }
+        for model in map(AutoModelForCausalLM.from_pretrained, models)
+    )
+    entry = summary["iterations"][1]
+    assert entry["held_out_nll"] == pytest.approx(
+        -sum(last["real"]) / sum(map(len, holdout["response_tokens"])), abs=1e-4
+    )
+    sides = {kind: sum(last[kind]) - sum(before[kind]) for kind in last}
+    assert entry["held_out_margin"] == pytest.approx((sides["real"] - sides["former"]) / 32, abs=1e-3)
+    assert entry["answer_tokens"] == sum(len(row["answer_tokens"]) for row in rows) / 32
+    assert summary["baseline"]["held_out_margin"] is None
+
+
+def logprob(model: Any, prompt: list[int], response: list[int]) -> float:
+    with torch.no_grad():
+        table = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+    return sum(table[len(prompt) - 1 + i, token].item() for i, token in enumerate(response))
 
 
 def test_a_fresh_vllm_serves_the_final_model(

@@ -80,7 +80,7 @@ def play_and_go_back(config: RunConfig, view: View) -> tuple[RunFolder, Records,
         records.updated(UPDATE)
         records.round_opened(Round(1, 0, 1.0, 0.0, "why"), steps=6)
         play(records, 3, loss=0.0)
-        records.evaluated(0, 0.25)
+        records.evaluated(0, {"exact_match": 0.25})
         checkpoint = records.state_dict()
         play(records, 2, loss=100.0)
     return folder, records, checkpoint
@@ -115,7 +115,7 @@ def test_every_tracker_gets_what_the_run_wrote(tmp_path: Path) -> None:
     with Tracking(config, folder, view):
         records.load_state_dict(checkpoint)
         play(records, 3, loss=10.0)
-        records.evaluated(1, 0.75)
+        records.evaluated(1, {"exact_match": 0.75})
     assert view.lost == []
 
     losses = {1: 0.0, 2: 1.0, 3: 2.0, 4: 10.0, 5: 11.0, 6: 12.0}
