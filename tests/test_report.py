@@ -139,9 +139,9 @@ def whole_run(root: Path, name: str, prepared: Prepared | None = None, **section
     records.evaluated(0, {"exact_match": 0.25})
     play(records, 1)
     records.generator("generator-0", "died", "lost its node")
-    records.evaluated(1, {"exact_match": 0.5})
+    records.evaluated(1, {"exact_match": 0.5, "distinct_2": 0.5, "self_bleu": 0.125, "held_out_margin": None})
     play(records, 2)
-    records.evaluated(2, {"exact_match": 0.75})
+    records.evaluated(2, {"exact_match": 0.75, "distinct_2": 0.25, "self_bleu": 0.5})
     for iteration in (1, 2):
         path = folder.samples / f"iteration-{iteration:03d}.parquet"
         write_samples(path, [pairs_of(prepared, iteration)], prepared.tokenizer)
@@ -300,6 +300,8 @@ def test_every_curve_is_there_and_said_in_words(page):
     for title in ("|r| per token", "Gradient norm", "Learning rate", "Pairs per second", "Timeline"):
         assert any(label.startswith(title) for label in labels), title
     assert "Exact match from 25.0% to 75.0%, best 75.0%" in labels
+    assert any(label.startswith("Diversity: distinct-2 first 0.5, last 0.25") for label in labels)
+    assert not any(label.startswith("Held-out margin") for label in labels)
     assert "Loss: first 0.5, last -0.75, least -0.75, largest 0.5" in labels
     assert not any(label.startswith("Staleness") for label in labels)  # 0 throughout
 
@@ -438,6 +440,7 @@ def test_rewards_and_times_without_number_are_kept_apart(finished):
     history = read_history(finished)
     assert history.last_steps == [STEPS, 2 * STEPS]
     assert history.exact_matches == [(0, 0.25), (STEPS, 0.5), (2 * STEPS, 0.75)]
+    assert history.held_out("distinct_2") == [(STEPS, 0.5), (2 * STEPS, 0.25)]
     assert history.pairs == 8 * STEPS
     assert history.steps["loss"].tolist() == [0.5 - 0.25 * n for n in range(STEPS)] * 2
     assert history.steps_of(2)["step"].tolist() == list(range(1, STEPS + 1))

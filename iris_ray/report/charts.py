@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from iris_ray.report.decimation import decimate
 from iris_ray.report.history import History
-from iris_ray.report.panels import GRADIENT, LOSS, Line, Panel, step_panels
+from iris_ray.report.panels import GRADIENT, HELD_OUT, LOSS, Line, Panel, step_panels
 from iris_ray.report.rates import pairs_per_second
 from iris_ray.report.svg import ALARM, FAINT, REAL, drawing, inline_svg
 
@@ -34,6 +34,7 @@ def run_charts(history: History, has_order: bool) -> list[Chart]:
     charts = []
     if history.exact_matches:
         charts.append(_exact_match(history))
+    charts += [_held_out(history, panel) for panel in HELD_OUT if history.held_out(panel.lines[0].column)]
     if len(history.steps["time"]):
         charts += [_steps(history, panel) for panel in step_panels(history, has_order)]
         charts += _speed(history)
@@ -67,6 +68,23 @@ def _exact_match(history: History) -> Chart:
     label = f"Exact match from {scores[0]:.1%} to {scores[-1]:.1%}, best {scores.max():.1%}"
     note = "held-out prompts whose greedy answer is the annotated one"
     return chart("Exact match", "of held-out prompts", note, "optimiser step", label, draw, "exact-match")
+
+
+def _held_out(history: History, panel: Panel) -> Chart:
+    curves = [
+        (line, np.array(history.held_out(line.column)).T)
+        for line in panel.lines
+        if history.held_out(line.column)
+    ]
+
+    def draw(axes: Axes) -> None:
+        for line, (steps, scores) in curves:
+            axes.plot(steps, scores, color=line.colour, label=line.label, marker="o", markersize=4)
+        mark_iterations(axes, history)
+
+    label = f"{panel.title}: " + "; ".join(_words(scores, line.label) for line, (_, scores) in curves)
+    name = "-".join(panel.title.lower().split())
+    return chart(panel.title, panel.unit, panel.note, "optimiser step", label, draw, name)
 
 
 def _steps(history: History, panel: Panel) -> Chart:

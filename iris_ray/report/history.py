@@ -117,17 +117,23 @@ class History:
         numbers = [entry["iteration"] for entry in self.iterations]
         return np.searchsorted(self.steps["iteration"], numbers, side="right").tolist()
 
-    @cached_property
+    @property
     def exact_matches(self) -> list[tuple[int, float]]:
-        """Steps taken and exact match of each model that was evaluated, the start model first."""
-        found = [(0, self.baseline)]
-        found += zip(self.last_steps, (entry["exact_match"] for entry in self.iterations), strict=True)
-        return [(step, score) for step, score in found if score is not None]
+        return self.held_out("exact_match")
+
+    def held_out(self, score: str) -> list[tuple[int, float]]:
+        """Steps taken and a score of each model that was evaluated, the start model first."""
+        found = [(0, self._baseline.get(score))]
+        found += zip(self.last_steps, (entry.get(score) for entry in self.iterations), strict=True)
+        return [(step, value) for step, value in found if value is not None]
 
     @property
     def baseline(self) -> float | None:
-        events = self.events.get("baseline", [])
-        return events[-1]["exact_match"] if events else self.summary.get("baseline", {}).get("exact_match")
+        return self._baseline.get("exact_match")
+
+    @property
+    def _baseline(self) -> Mapping[str, Any]:
+        return (self.events.get("baseline") or [self.summary.get("baseline", {})])[-1]
 
     @property
     def pairs(self) -> int:

@@ -26,6 +26,24 @@ class Panel:
     note: str = ""
 
 
+LIKELIHOOD = Panel(
+    "Held-out NLL", "nats per token", (Line("held_out_nll"),), "of annotated responses to held-out prompts"
+)
+MARGIN = Panel(
+    "Held-out margin",
+    "nats per response",
+    (Line("held_out_margin"),),
+    "r(y) − r(y') on held-out prompts, against the model before",
+)
+DIVERSITY = Panel(
+    "Diversity",
+    "0 to 1",
+    (Line("distinct_2", "distinct-2", REAL), Line("self_bleu", "self-BLEU", SYNTHETIC)),
+    "of greedy answers to held-out prompts; where they become all alike, self-BLEU rises",
+)
+SCORE = Panel("Score", "evaluation.scorer", (Line("score"),), "mean over held-out prompts")
+HELD_OUT = (SCORE, LIKELIHOOD, MARGIN, DIVERSITY)
+
 LOSS = Panel("Loss", "the objective's own", (Line("loss"),))
 ORDER = Panel("Order α", "", (Line("alpha"),))
 REWARDS = Panel(
