@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
-from itertools import groupby
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors import names
+from actors.pair_writer import PairWriter
+from actors.sample_buffer import RoundKey, Task
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Answer, Demonstration, Question, SelfPlayPair
 from iris_ray.generation.cores import OwnCores
@@ -18,11 +19,8 @@ from iris_ray.weights.manifest import WeightManifest, WeightsLost
 if TYPE_CHECKING:
     from starlette.types import Message
 
-    from actors.sample_buffer import RoundKey, Task
     from actors.weight_updates import WeightUpdates
     from iris_ray.generation.policy_engine import PolicyEngine, Response
-
-DELIVERY_PAUSE_S = 0.1  # lets pairs come together into one message
 
 
 @ray.remote
@@ -47,7 +45,6 @@ class Generator:
         self.in_flight = InFlight()
         self.answering = InFlight()  # of these, what one version must answer from its first token to its last
         self.visits = InFlight()  # requests of people, by way of the gateway
-        self.outbox: asyncio.Queue[tuple[RoundKey, int, SelfPlayPair]] = asyncio.Queue()
         self.generated_tokens = 0
 
     async def start(self) -> None:
@@ -66,33 +63,16 @@ class Generator:
 
     async def play(self) -> None:
         """Write pairs until the game is over or the buffer has no more work for this generator."""
-        async with asyncio.TaskGroup() as tasks:
-            delivery = tasks.create_task(self._deliver())
-            await self._write_all()
-            await self.outbox.join()
-            delivery.cancel()
-
-    async def _write_all(self) -> None:
         full = self.config.generation.concurrency
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                # One engine-full waits inside the engine, so that it never runs dry between leases.
-                await self.in_flight.at_most(full)
-                lease = await self.buffer.lease.remote(self.name, full)
-                if lease is None:
-                    break
-                if await self.use_version(lease.version) is None:
-                    continue  # the run went back to a checkpoint, so the lease is void
-                self.in_flight.enter(len(lease.tasks))
-                for task in lease.tasks:
-                    tasks.create_task(self._write(lease.round, task))
+        writer = PairWriter(self.name, self.buffer, full, self.in_flight, self.use_version, self._write)
+        await writer.play()
 
-    async def _write(self, round_: "RoundKey", task: "Task") -> None:
+    async def _write(self, round_: RoundKey, task: Task) -> SelfPlayPair:
         demonstration = task.demonstration
         response, version, reference = await self._respond(demonstration, task.seed)
         self.generated_tokens += len(response.tokens)
         await self.proven.wait()  # weights that fail the probe may have written some of it
-        pair = SelfPlayPair(
+        return SelfPlayPair(
             iteration=round_.iteration,
             prompt_id=demonstration.prompt_id,
             prompt_tokens=demonstration.prompt_tokens,
@@ -104,7 +84,6 @@ class Generator:
             replica=task.replica,
             reference=reference,
         )
-        self.outbox.put_nowait((round_, task.position, pair))
 
     async def _respond(self, demonstration: Demonstration, seed: int) -> tuple["Response", int, list[float]]:
         """A response y', its opponent's version, and log p of y and y' under it if the learner asks for them.
@@ -128,19 +107,6 @@ class Generator:
             return response, version, scores
         finally:
             self.in_flight.leave()
-
-    async def _deliver(self) -> None:
-        while True:
-            items = [await self.outbox.get()]
-            with suppress(TimeoutError):  # unless they are the last for now
-                await asyncio.wait_for(self.in_flight.at_most(0), DELIVERY_PAUSE_S)
-            while not self.outbox.empty():
-                items.append(self.outbox.get_nowait())
-            for key, members in groupby(items, lambda item: item[0]):
-                _, positions, pairs = zip(*members, strict=True)
-                await self.buffer.add.remote(self.name, key, positions, list(pairs))
-            for _ in items:
-                self.outbox.task_done()
 
     async def answer(self, questions: list[Question], version: int) -> list[Answer]:
         """Greedy answers of weights `version`."""

@@ -1,5 +1,6 @@
 """The learner: a Ray Train job whose ranks run DeepSpeed."""
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from actors.learner_rank import LearnerRank
 
 
+POLL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+
+
 def start_learner(config: RunConfig, *arguments: Any, **options: Any) -> ray.ObjectRef:
     """Start `run_learner` with `arguments`, as a task with Ray's `options`."""
     # Ray Train gives the room of dead learners back. Without the address it would not know which of several
     # clusters on a machine is meant.
     environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    # How often Ray Train looks whether the ranks are through, or died.
+    environment |= {POLL: os.environ.get(POLL, "0.5")}
     options |= {"name": f"{config.run.name}/{names.LEARNER}", "runtime_env": {"env_vars": environment}}
     return run_learner.options(**options).remote(config, *arguments)
 

@@ -8,7 +8,7 @@ import ray
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration, SelfPlayPair
-from iris_ray.data.splits import demonstration, load_split
+from iris_ray.data.splits import demonstrations, load_split
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
 from iris_ray.refresh import steps_between
@@ -68,13 +68,15 @@ class SampleBuffer:
         self.attempt = 0
         self.going_back: dict[str, Any] = {}
         self.restored_pairs: dict[int, StoredPair] = {}
-        self.changed = asyncio.Condition()
+        # Two, so that a pair that comes in does not wake a thousand generators that wait for work.
+        lock = asyncio.Lock()
+        self.work, self.pairs = asyncio.Condition(lock), asyncio.Condition(lock)
 
     async def open_round(self, round_: Round) -> int:
         """Start a round; returns its number of optimiser steps."""
-        async with self.changed:
+        async with self.work:
             self.current = self._empty_round(round_)
-            self.changed.notify_all()
+            self.work.notify_all()
             return self.current.steps
 
     def _empty_round(self, round_: Round) -> RoundBuffer:
@@ -98,7 +100,7 @@ class SampleBuffer:
 
         Those of the open round by position, those of the first iteration by pair id.
         """
-        async with self.changed:
+        async with self.work:
             state = {"books": asdict(self.books), "round": None}
             if self.current is None:
                 return state, [], list(self.initial.items())
@@ -107,7 +109,7 @@ class SampleBuffer:
 
     async def restore(self, state: dict[str, Any] | None) -> None:
         """Go back to a checkpoint's state, or to the beginning; `restore_pairs` and `restored` follow."""
-        async with self.changed:
+        async with self.work:
             self.attempt += 1
             self.books = LedgerCounts(**state["books"]) if state else LedgerCounts()
             self.going_back, self.initial, self.restored_pairs = state or {}, {}, {}
@@ -126,49 +128,50 @@ class SampleBuffer:
 
     async def restored(self) -> None:
         """All pairs are there: open the round again, if one was."""
-        async with self.changed:
+        async with self.work:
             state = self.going_back
             if state["round"]:
                 self.current = self._empty_round(Round(**state["round"]))
                 self.current.load_state_dict(state["progress"], self.restored_pairs)
             self.going_back, self.restored_pairs = {}, {}
-            self.changed.notify_all()
+            self.work.notify_all()
+            self.pairs.notify_all()
 
     async def lease(self, generator: str, count: int) -> Lease | None:
         """Up to `count` prompts for `generator`; waits for work, `None` when there is no more for it."""
         positions: list[int] = []
-        async with self.changed:
+        async with self.work:
             while not self.closed and generator not in self.dismissed:
                 open_ = None if self.paused else self.current
                 if open_ and (positions := open_.lease(generator, count)):
                     return self._lease(open_, positions)
-                await self.changed.wait()
+                await self.work.wait()
         return None
 
     async def pause(self, paused: bool) -> None:
         """No more work for anybody, or work again."""
-        async with self.changed:
+        async with self.work:
             self.paused = paused
-            self.changed.notify_all()
+            self.work.notify_all()
 
     async def dismiss(self, generator: str) -> None:
         """No more work for `generator`; it finishes what it has."""
-        async with self.changed:
+        async with self.work:
             self.dismissed.add(generator)
-            self.changed.notify_all()
+            self.work.notify_all()
 
     async def give_back(self, generator: str) -> None:
         """`generator` is gone: what it leased goes to others, and what it may still send is dropped."""
-        async with self.changed:
+        async with self.work:
             self.dismissed.add(generator)
             if self.current:
                 self.current.ledger.give_back(generator)
-            self.changed.notify_all()
+            self.work.notify_all()
 
     def _lease(self, buffer: RoundBuffer, positions: list[int]) -> Lease:
         round_, seed = RoundKey(self.attempt, buffer.round.iteration), self.config.run.seed
         prompt_ids, replicas = zip(*map(buffer.pair, positions), strict=True)
-        rows = map(demonstration, self.train.select(prompt_ids))
+        rows = demonstrations(self.train, prompt_ids)
         tasks = [
             Task(position, row, sampling_seed(seed, round_.iteration, row.prompt_id, replica), replica)
             for position, replica, row in zip(positions, replicas, rows, strict=True)
@@ -180,19 +183,19 @@ class SampleBuffer:
     ) -> None:
         """Take in written pairs. Put from here, they outlive the generator that wrote them."""
         chunk = ray.put(pairs)
-        async with self.changed:
+        async with self.pairs:
             if self.current is None or round_ != (self.attempt, self.current.round.iteration):
                 return
             for index, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
                 stored = StoredPair(chunk, index, pair.num_tokens, pair.oldest_version)
                 self.written_in_all += self.current.add(generator, position, stored)
-            self.changed.notify_all()
+            self.pairs.notify_all()
 
     async def share(self, step: int, rank: int, ranks: int) -> Share:
         """What `rank` trains on in `step`; waits until the whole batch is written."""
-        async with self.changed:
+        async with self.pairs:
             buffer = self._round()
-            await self.changed.wait_for(lambda: buffer.is_ready(step))
+            await self.pairs.wait_for(lambda: buffer.is_ready(step))
             return buffer.share(step, rank, ranks)
 
     async def commit(self, step: int) -> list[int]:
@@ -200,16 +203,16 @@ class SampleBuffer:
 
         Returns the pairs' staleness in versions.
         """
-        async with self.changed:
+        async with self.work:
             self._round().commit(step)
-            self.changed.notify_all()
+            self.work.notify_all()
             return self._round().staleness(step)
 
     async def all_written(self) -> list[StoredPair]:
         """Wait until every pair of the round is written and return where they lie."""
-        async with self.changed:
+        async with self.pairs:
             buffer = self._round()
-            await self.changed.wait_for(lambda: buffer.ledger.written == buffer.ledger.size)
+            await self.pairs.wait_for(lambda: buffer.ledger.written == buffer.ledger.size)
             return buffer.stored()
 
     async def newest(self, count: int) -> list[StoredPair]:
@@ -218,7 +221,7 @@ class SampleBuffer:
 
     async def close_round(self) -> LedgerCounts:
         """End the round and let go of its pairs; returns the books of the run so far."""
-        async with self.changed:
+        async with self.work:
             buffer = self._round()
             self.books += buffer.ledger.counts()
             if self.compares_with_first and not self.initial:
@@ -229,14 +232,14 @@ class SampleBuffer:
 
     async def close(self) -> None:
         """End the game: waiting generators are told to stop."""
-        async with self.changed:
+        async with self.work:
             self.closed = True
-            self.changed.notify_all()
+            self.work.notify_all()
 
     async def probe(self) -> list[list[int]]:
         """Token sequences whose log-probs learner and generators must agree on."""
         count = min(self.config.sync.probe_sequences, len(self.train))
-        rows = map(demonstration, self.train.select(range(count)))
+        rows = demonstrations(self.train, range(count))
         # vLLM scores a sequence only if one more token would fit behind it.
         return [(row.prompt_tokens + row.response_tokens)[: self.config.max_length - 1] for row in rows]
 

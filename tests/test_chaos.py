@@ -40,15 +40,15 @@ RECIPE = {
 RECIPE["run"] = {"name": "chaos", "max_failures": KILLS}
 # What processes call themselves, and how often one of them is killed. The first two are one generator's.
 VICTIMS = {
-    ("ray::Generator", "VLLM::EngineCore"): 40,
-    ("ray::RayTrainWorker",): 6,
+    ("ray::Generator", "VLLM::EngineCore"): 34,
+    ("ray::RayTrainWorker",): 12,
     ("ray::SampleBuffer",): 1,
     ("ray::WeightStore",): 1,
     ("ray::Controller",): 1,
     ("ray::GeneratorPool",): 1,
 }
 assert sum(VICTIMS.values()) == KILLS
-BURST = 10  # kills, before it may get somewhere
+BURST = 17  # kills, before it may get somewhere
 
 
 class Chaos:

@@ -1,6 +1,6 @@
 """The tokenised splits that `prepare_data` left on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,13 @@ def load_split(folder: Path, split: Literal["train", "holdout"]) -> "Dataset":
     from datasets import load_from_disk  # takes long, and not every process that imports this opens one
 
     return load_from_disk(str(folder / split))
+
+
+def demonstrations(split: "Dataset", indices: Sequence[int]) -> list[Demonstration]:
+    """Some rows of a split in the contract's form, read all at once: that is several times as fast."""
+    rows = split[list(indices)]
+    columns = (rows[name] for name in ("prompt_id", "prompt_tokens", "response_tokens"))
+    return [Demonstration(*values) for values in zip(*columns, strict=True)]
 
 
 def demonstration(row: Mapping[str, Any]) -> Demonstration:

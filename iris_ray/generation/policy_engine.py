@@ -306,7 +306,8 @@ class PolicyEngine:
             raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
 
     def shutdown(self) -> None:
-        self._engine.shutdown()
+        # Its process has nothing to save: nobody waits while its interpreter takes seconds to end.
+        self._engine.shutdown(timeout=0)
 
     async def _request(self, prompt: list[int], parameters: SamplingParams) -> Any:
         request_id = str(next(self._request_ids))
