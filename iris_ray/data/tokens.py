@@ -26,8 +26,10 @@ class Encoded:
 class Encoder:
     """Turns chat messages into prompt and response tokens.
 
-    Prompt and response are tokenised apart, so that annotated and synthetic responses follow exactly the
-    same prompt tokens. Raises `ModelError` if the tokenizer has no end token, or no chat template where
+    Annotated and synthetic responses follow exactly the same prompt tokens. Behind a chat template a response
+    is tokenised as it stands there, as the model was trained on it and would write it itself: alone, the
+    tokenizers of Llama and Mistral would begin it with a space. Where prompt and response would share a token,
+    and without a template, they are tokenised apart. Raises `ModelError` if the tokenizer has no end token, or no chat template where
     `data.chat_template` asks for it.
     """
 
@@ -52,6 +54,10 @@ class Encoder:
         # A template writes its special tokens itself; a plain prompt gets the tokenizer's, such as BOS.
         prompt_tokens = encode(prompt, add_special_tokens=not self._data.chat_template)
         response_tokens = encode(response, add_special_tokens=False)
+        if self._data.chat_template:
+            together = encode(prompt + response, add_special_tokens=False)
+            if together[: len(prompt_tokens)] == prompt_tokens:
+                response_tokens = together[len(prompt_tokens) :]
         # Templates may write more after the end token, such as a newline, or use a token of their own.
         if eos in response_tokens:
             response_tokens = response_tokens[: response_tokens.index(eos)]

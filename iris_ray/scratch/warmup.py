@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Qwen2ForCausalLM
+from transformers import PreTrainedModel
 
 from iris_ray.config import ScratchModel
 from iris_ray.contracts import Demonstration
@@ -31,7 +31,7 @@ class WarmupResult:
 
 
 def warm_up(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     train: Sequence[Demonstration],
     holdout: Sequence[Demonstration],
     spec: ScratchModel,
@@ -67,7 +67,7 @@ def warm_up(
 
 @torch.inference_mode()
 def greedy(
-    model: Qwen2ForCausalLM, prompts: Sequence[list[int]], max_new_tokens: int, end_token_id: int
+    model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int, end_token_id: int
 ) -> list[list[int]]:
     """Greedy responses to prompts of any lengths, as one left-padded batch. The end token is included."""
     width = max(map(len, prompts))
@@ -86,7 +86,7 @@ def greedy(
 
 
 def greedy_exact_match(
-    model: Qwen2ForCausalLM, demonstrations: Sequence[Demonstration], end_token_id: int
+    model: PreTrainedModel, demonstrations: Sequence[Demonstration], end_token_id: int
 ) -> float:
     """Share of prompts whose greedy response is the annotated one, end token included."""
     longest = max(len(item.response_tokens) for item in demonstrations)

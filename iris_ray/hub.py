@@ -1,0 +1,54 @@
+"""What a run has to fetch from the Hugging Face hub before it can start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import datasets
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+from iris_ray.config import RunConfig
+from iris_ray.data.sources import HUB_TIMEOUT_S, is_hub_name
+from iris_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Download:
+    """A model or data set that is not on this machine. `bytes`: of all its files, `None` if the hub did not
+    answer."""
+
+    kind: Literal["model", "dataset"]
+    name: str
+    bytes: int | None
+
+
+def model_download(config: RunConfig) -> Download | None:
+    """The model of `model.path`, if it is neither a folder nor in the hub's cache."""
+    name = config.model.path
+    if name is None or Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return None
+    return _asked("model.path", "model", name)
+
+
+def data_download(config: RunConfig) -> Download | None:
+    """The data set of `data.path`, if that names one of the hub which is not in the cache of `datasets`."""
+    name = config.data.path
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    if name is None or not is_hub_name(name) or (cache / name.replace("/", "___")).is_dir():
+        return None
+    return _asked("data.path", "dataset", name)
+
+
+def _asked(field: str, kind: Literal["model", "dataset"], name: str) -> Download:
+    """Raises `ConfigError` if the hub answers that there is no such thing."""
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT_S, files_metadata=True)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ConfigError(
+            f"{field}={name}: there is no such folder here, and no {kind} of that name on the hub. Check the "
+            "path, or the name and whether you may see it."
+        ) from error
+    except Exception:  # of the client, whichever it uses: no network, a hub that is ill, HF_HUB_OFFLINE
+        return Download(kind, name, None)
+    return Download(kind, name, sum(file.size or 0 for file in info.siblings or []))
