@@ -34,8 +34,11 @@ STOPPED_BY_USER = 130
 def run(
     recipes: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RECIPE]...", help="YAML file with the run's settings, or several: each "
-        "changes what stands in those before it."),
+        typer.Argument(
+            metavar="[RECIPE]...",
+            help="YAML file with the run's settings, or several: each "
+            "changes what stands in those before it.",
+        ),
     ] = None,
     resume: Annotated[
         Path | None,

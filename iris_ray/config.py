@@ -130,8 +130,8 @@ class Data(Section):
     holdout: int = Field(256, ge=0)
     """Rows set aside for evaluation, drawn by seed. Never trained on."""
     subset: int | None = Field(None, ge=1)
-    """Train on so many of the other rows that can be used, drawn by seed: a smaller subset lies within a larger
-    one. Empty: all."""
+    """Train on so many of the other rows that can be used, drawn by seed: a smaller subset lies within a
+    larger one. Empty: all."""
     max_prompt_tokens: int = Field(1024, ge=1)
     max_response_tokens: int = Field(1024, ge=2)
     """Longest response in tokens, end token included: annotated rows above it are dropped and counted,

@@ -44,6 +44,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         "data": prepared.data.report.to_dict() if prepared else None,
         "train": train,
         "objective": config.objective.name,
+        "has_order": configured_objective(config).has_order,
         "iterations": _iterations(config, train),
         "processes": [
             asdict(need) | ({} if parameters else {"memory": None}) for need in needs(config, parameters or 0)
@@ -80,8 +81,6 @@ def _iterations(config: RunConfig, train: int | None) -> list[dict[str, Any]]:
 
 def _orders(config: RunConfig) -> list[float | None]:
     game, count = Game(config), config.schedule.iterations
-    if not configured_objective(config).has_order:
-        return [None] * count
     known = [config.alpha.initial_gap] if game.estimator.at == "end" else []
     orders: list[float | None] = []
     for iteration in range(1, count + 1):

@@ -94,7 +94,7 @@ def submit(
         list[Path],
         typer.Argument(
             metavar="RECIPE...",
-            help="YAML file with the run's settings, or several: each changes what stands in those before it.",
+            help="YAML file with the run's settings, or several: each changes those before it.",
         ),
     ],
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",

@@ -19,16 +19,21 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for download in plan["downloads"]:
         size = "its size was not told" if download["bytes"] is None else f"{download['bytes'] / GB:.1f} GB"
         console.print(f"To download: {download['kind']} {download['name']}, {size}", highlight=False)
-    console.print(_iterations(plan["iterations"]))
+    if not plan["data"] and plan["train"] is not None:
+        console.print(f"Counted on {plan['train']} pairs to train on; the run will see how many can be used.")
+    console.print(_iterations(plan))
     console.print(_processes(plan["processes"]))
 
 
-def _iterations(iterations: list[dict[str, Any]]) -> Table:
-    options = list(iterations[0]["options"])
-    table = _table("Iterations", "iteration", "pairs", "steps", "learning rate", "α", *options)
+def _iterations(plan: dict[str, Any]) -> Table:
+    iterations = plan["iterations"]
+    order = ["α"] if plan["has_order"] else []
+    title = f"Iterations with {plan['objective']}"
+    table = _table(title, "iteration", "pairs", "steps", "learning rate", *order, *iterations[0]["options"])
     for entry in iterations:
-        known = (entry["pairs"], entry["steps"], f"{entry['learning_rate']:g}", entry["alpha"])
-        table.add_row(str(entry["iteration"]), *map(_cell, known), *map(_cell, entry["options"].values()))
+        orders = ["by the gap" if entry["alpha"] is None else entry["alpha"]] if order else []
+        known = [entry[name] for name in ("iteration", "pairs", "steps", "learning_rate")]
+        table.add_row(*map(_cell, [*known, *orders, *entry["options"].values()]))
     return table
 
 
@@ -52,4 +57,4 @@ def _table(title: str, *columns: str) -> Table:
 def _cell(value: Any) -> str:
     if value is None:
         return UNKNOWN
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -147,8 +147,8 @@ def _split(rows: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.ndarray]
         )
     if subset is not None and subset > left:
         raise DataError(
-            f"data.subset={subset}: only {left} of the {len(rows)} rows that can be used are left to train on "
-            f"beside data.holdout={holdout}. Set a smaller data.subset, or leave it empty for all of them."
+            f"data.subset={subset}: only {left} of the {len(rows)} rows that can be used are left beside "
+            f"data.holdout={holdout}. Set a smaller data.subset, or leave it empty for all of them."
         )
     drawn = np.random.default_rng(config.run.seed).permutation(rows)
     # All of one permutation: that is why subsets lie within each other, whatever their size.

@@ -26,11 +26,13 @@ class Encoded:
 class Encoder:
     """Turns chat messages into prompt and response tokens.
 
-    Annotated and synthetic responses follow exactly the same prompt tokens. Behind a chat template a response
-    is tokenised as it stands there, as the model was trained on it and would write it itself: alone, the
-    tokenizers of Llama and Mistral would begin it with a space. Where prompt and response would share a token,
-    and without a template, they are tokenised apart. Raises `ModelError` if the tokenizer has no end token, or no chat template where
-    `data.chat_template` asks for it.
+    Annotated and synthetic responses follow exactly the same prompt tokens. Behind a chat template a
+    response is tokenised as it stands there, as the model would write it: alone, the tokenizers of Llama and
+    Mistral would begin it with a space, and every annotated response could be told by that. Where prompt and
+    response would share a token, and without a template, they are tokenised apart.
+
+    Raises `ModelError` if the tokenizer has no end token, or no chat template where `data.chat_template` asks
+    for it.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: Data) -> None:

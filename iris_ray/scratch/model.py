@@ -22,8 +22,8 @@ def build_model(
 ) -> PreTrainedModel:
     """A float32 model for sequences of up to `max_length` tokens.
 
-    `architecture`: `qwen2`, which is the default, with tied embeddings; or `mistral`, with an output head of its
-    own. The global random state is left as it was.
+    `architecture`: `qwen2`, which is the default, with tied embeddings; or `mistral`, with an output head of
+    its own. The global random state is left as it was.
     """
     settings = {
         "vocab_size": len(tokenizer),

@@ -26,7 +26,7 @@ ZEPHYR = (
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, architecture: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """A BPE tokenizer of at most `vocab_size` entries with a chat template, as models of `architecture` have it.
+    """A BPE tokenizer of at most `vocab_size` entries with a chat template, as `architecture` goes with it.
 
     `qwen2`, which is the default: byte-level, ChatML, the end token is `<|im_end|>`. `mistral`: Llama's kind,
     Zephyr's roles, which are plain text, and `</s>`.
