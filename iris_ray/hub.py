@@ -43,7 +43,8 @@ def data_download(config: RunConfig) -> Download | None:
 def _asked(field: str, kind: Literal["model", "dataset"], name: str) -> Download:
     """Raises `ConfigError` if the hub answers that there is no such thing."""
     try:
-        info = HfApi().repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT_S, files_metadata=True)
+        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        info = ask(name, timeout=HUB_TIMEOUT_S, files_metadata=True)
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ConfigError(
             f"{field}={name}: there is no such folder here, and no {kind} of that name on the hub. Check the "

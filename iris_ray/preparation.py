@@ -21,7 +21,7 @@ from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.lora import meta_model, target_modules
 from iris_ray.plugins import configured_objective
 from iris_ray.run_folder import RunFolder
-from iris_ray.scratch.model import build_model
+from iris_ray.scratch.model import MadeModel, build_model
 from iris_ray.scratch.sort_digits import make_rows
 from iris_ray.scratch.tokenizer import train_tokenizer
 from iris_ray.scratch.warmup import Progress, WarmupResult, warm_up
@@ -100,7 +100,7 @@ def _count_made_parameters(config: RunConfig, tokenizer: PreTrainedTokenizerBase
     return _counted(model, config)
 
 
-def _build(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _build(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> MadeModel:
     assert config.model.scratch is not None
     return build_model(
         config.model.scratch, tokenizer, config.window, config.run.seed, config.model.architecture

@@ -4,13 +4,14 @@ import torch
 from transformers import (
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 from iris_ray.config import ScratchModel
+
+MadeModel = Qwen2ForCausalLM | MistralForCausalLM
 
 
 def build_model(
@@ -19,7 +20,7 @@ def build_model(
     max_length: int,
     seed: int,
     architecture: str | None = None,
-) -> PreTrainedModel:
+) -> MadeModel:
     """A float32 model for sequences of up to `max_length` tokens.
 
     `architecture`: `qwen2`, which is the default, with tied embeddings; or `mistral`, with an output head of
