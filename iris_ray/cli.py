@@ -36,8 +36,7 @@ def run(
         list[Path] | None,
         typer.Argument(
             metavar="[RECIPE]...",
-            help="YAML file with the run's settings, or several: each "
-            "changes what stands in those before it.",
+            help="YAML file with the run's settings, or several: each changes those before it.",
         ),
     ] = None,
     resume: Annotated[

@@ -10,12 +10,13 @@ import pytest
 from conftest import metric_events
 from datasets import load_from_disk
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 from typer.testing import CliRunner
 
 from iris_ray import RunConfig, SelfPlay
 from iris_ray.cli import app
 from iris_ray.dry_run import dry_run
+from iris_ray.errors import ModelError
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "recipes" / "paper"
@@ -109,11 +110,17 @@ def test_for_people_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     assert "by the gap" in done.stdout
 
 
+def test_a_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    Qwen2Config().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.architecture=mistral does not fit: .* is a qwen2 model"):
+        planned("zephyr-7b", "iris", model={"path": str(tmp_path)})
+
+
 def test_every_recipe_stands_in_the_docs() -> None:
     page = (ROOT / "docs" / "paper.md").read_text()
     known = {"paper", "tiny", *MODELS, *METHODS, *SUBSETS}
     assert {path.stem for path in PAPER.glob("*.yaml")} == known
-    assert all(f"`{name}.yaml`" in page for name in known)
+    assert not {name for name in known if f"`{name}.yaml`" not in page}
 
 
 @pytest.fixture(scope="module", params=TWINS, ids="-".join)
