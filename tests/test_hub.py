@@ -55,6 +55,8 @@ def test_what_the_hub_does_not_have_is_refused() -> None:
     config = run_config(model={"path": "some/mistake"}, data={"path": "some/mistake"})
     with pytest.raises(ConfigError, match=r"model\.path=some/mistake: .* no model of that name on the hub"):
         model_download(config)
+    with pytest.raises(ConfigError, match=r"model\.path=no/such/folder: there is no such folder here"):
+        model_download(run_config(model={"path": "no/such/folder"}))
     with pytest.raises(ConfigError, match=r"data\.path=some/mistake: .* no dataset of that name on the hub"):
         data_download(config)
 
