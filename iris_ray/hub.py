@@ -13,7 +13,6 @@ from iris_ray.config import RunConfig
 from iris_ray.data.sources import HUB_TIMEOUT_S, is_hub_name
 from iris_ray.errors import ConfigError
 
-
 Kind = Literal["model", "dataset"]
 
 
