@@ -62,7 +62,7 @@ def run(
     if dry_run:
         if not recipes:
             raise ConfigError("--dry-run: looks at a recipe, and --resume has none. Leave one of them out.")
-        _tell_plan(RunConfig.from_yaml(recipes, overrides), as_json)
+        _dry_run(RunConfig.from_yaml(recipes, overrides), as_json)
         return
     from iris_ray.console_view import ConsoleView
     from iris_ray.report import results_table
@@ -135,16 +135,16 @@ def report(
     console.print(f"The page lies in {page}", highlight=False, soft_wrap=True)
 
 
-def _tell_plan(config: RunConfig, as_json: bool) -> None:
+def _dry_run(config: RunConfig, as_json: bool) -> None:
     from iris_ray.dry_run import dry_run
-    from iris_ray.plan_view import print_plan
+    from iris_ray.dry_run_view import print_dry_run
 
     plan = dry_run(config)
     if as_json:
         typer.echo(json.dumps(plan, indent=1))
     else:
         console.print(config.to_yaml(), highlight=False)
-        print_plan(plan, console)
+        print_dry_run(plan, console)
 
 
 def _called() -> str:

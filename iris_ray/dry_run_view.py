@@ -1,4 +1,4 @@
-"""What a run would do, for people."""
+"""What `dry_run` tells, for people."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ GB = 1e9
 UNKNOWN = "?"
 
 
-def print_plan(plan: dict[str, Any], console: Console) -> None:
+def print_dry_run(plan: dict[str, Any], console: Console) -> None:
     """Print what `dry_run` found, without the settings."""
     if plan["data"]:
         console.print(DataReport.from_dict(plan["data"]).summary(), highlight=False)
