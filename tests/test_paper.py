@@ -142,7 +142,7 @@ def twin(
 def test_a_twin_does_what_the_dry_run_told(twin: tuple[str, dict[str, Any], Path, dict[str, Any]]) -> None:
     architecture, plan, folder, summary = twin
     assert summary["status"] == "finished"
-    assert summary["ledger"] == {"committed": 64, "lost": 0, "duplicated": 0}
+    assert summary["ledger"] == {"committed": 32, "lost": 0, "duplicated": 0}
     assert [entry["steps"] for entry in summary["iterations"]] == each_iteration(plan, "steps") == [4, 4]
     assert summary["data"] == plan["data"]
     assert summary["model"]["parameters"] == plan["parameters"]
