@@ -1,17 +1,16 @@
 """The command `iris-ray`."""
 
+import json
 import logging
 import os
 import sys
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, IrisRayError, RunStopped
@@ -35,7 +34,13 @@ STOPPED_BY_USER = 130
 
 @app.command(epilog="Example: iris-ray run recipes/demo.yaml --set run.name=second --set generation.count=2")
 def run(
-    recipe: Annotated[Path | None, typer.Argument(help="YAML file with the run's settings.")] = None,
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RECIPE]...",
+            help="YAML file with the run's settings, or several: each changes those before it.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="FOLDER", help="Go on with the run in this folder instead."),
@@ -44,25 +49,29 @@ def run(
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print settings and actors, start nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check everything, tell what the run would do, start nothing."),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
     """Play a whole self-play run and print what it did."""
-    if (recipe is None) == (resume is None):
+    if bool(recipes) == (resume is not None):
         raise ConfigError(
             "iris-ray run: name a recipe, or with --resume the folder of a run, one of the two."
         )
+    if as_json and not dry_run:
+        raise ConfigError("--json: goes with --dry-run. A run itself leaves summary.json in its folder.")
     if dry_run:
-        if recipe is None:
+        if not recipes:
             raise ConfigError("--dry-run: looks at a recipe, and --resume has none. Leave one of them out.")
-        _print_plan(RunConfig.from_yaml(recipe, overrides))
+        _dry_run(RunConfig.from_yaml(recipes, overrides), as_json)
         return
     from iris_ray.console_view import ConsoleView
     from iris_ray.report import results_table
     from iris_ray.self_play import SelfPlay
 
-    if recipe is not None:
-        play = SelfPlay(RunConfig.from_yaml(recipe, overrides))
+    if recipes:
+        play = SelfPlay(RunConfig.from_yaml(recipes, overrides))
     else:
         assert resume is not None
         play = SelfPlay.resume(resume, overrides)
@@ -77,8 +86,8 @@ def run(
         raise typer.Exit(STOPPED_BY_USER) from None
     console.print()
     console.print(results_table(summary))
-    if recipe is not None:
-        _print_next_steps(play.config, recipe, overrides or [])
+    if recipes:
+        _print_next_steps(play.config, recipes, overrides or [])
 
 
 @app.command(epilog="Example: iris-ray export runs/demo --checkpoint 2")
@@ -128,25 +137,16 @@ def report(
     console.print(f"The page lies in {page}", highlight=False, soft_wrap=True)
 
 
-def _print_plan(config: RunConfig) -> None:
-    from iris_ray.preparation import check_names, prepare
-    from iris_ray.resources import GIB, needs
-    from iris_ray.run_folder import RunFolder
+def _dry_run(config: RunConfig, as_json: bool) -> None:
+    from iris_ray.dry_run import dry_run
+    from iris_ray.dry_run_view import print_dry_run
 
-    check_names(config)
-    with TemporaryDirectory() as folder:
-        prepared = prepare(config, RunFolder(Path(folder)))
+    plan = dry_run(config)
+    if as_json:
+        typer.echo(json.dumps(plan, indent=1))
+    else:
         console.print(config.to_yaml(), highlight=False)
-        console.print(prepared.data.report.summary(), highlight=False)
-        table = Table(title="Actors and workers", title_justify="left")
-        for column in ("role", "count", "CPUs each", "GPUs each", "memory each"):
-            table.add_column(column, justify="right")
-        for need in needs(config, prepared.parameters):
-            memory = f"{need.memory / GIB:.1f} GiB"
-            table.add_row(need.role, str(need.count), f"{need.cpus:g}", f"{need.gpus:g}", memory)
-        for role in ("controller", "sample buffer", "weight store", "generator pool"):
-            table.add_row(role, "1", "0", "0", "")
-        console.print(table)
+        print_dry_run(plan, console)
 
 
 def _called() -> str:
@@ -155,11 +155,11 @@ def _called() -> str:
     return Path(path).name if path.startswith(os.pardir) else path
 
 
-def _print_next_steps(config: RunConfig, recipe: Path, overrides: list[str]) -> None:
+def _print_next_steps(config: RunConfig, recipes: list[Path], overrides: list[str]) -> None:
     kept = [
         f"--set {override}" for override in overrides if not override.startswith(("run.name=", "run.seed="))
     ]
-    folder, again = config.folder, " ".join([_called(), "run", str(recipe), *kept])
+    folder, again = config.folder, " ".join([_called(), "run", *map(str, recipes), *kept])
     console.print(
         f"Run folder: {folder}\n"
         "  final/         the model, in Hugging Face format\n"

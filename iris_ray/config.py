@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,8 @@ class Section(BaseModel):
 
 class Run(Section):
     name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run; its folder is `<folder>/<name>`."""
+    """Name of the run; its folder is `<folder>/<name>`. Several recipes that do not set it: their file names,
+    joined by `-`."""
     folder: Path = Path("runs")
     """Where run folders are kept. On a cluster of several nodes: storage that all nodes see."""
     seed: int = Field(0, ge=0)
@@ -38,10 +40,10 @@ class Run(Section):
 
 
 class ScratchModel(Section):
-    """A small Qwen2-shaped model and tokenizer made on the spot, warmed by SFT on the annotated data."""
+    """A small model and tokenizer made on the spot, warmed by SFT on the annotated data."""
 
     vocab_size: int = Field(512, ge=300)
-    """Entries of the byte-level BPE tokenizer trained on the data."""
+    """Entries of the BPE tokenizer trained on the data."""
     hidden_size: int = Field(128, ge=16)
     intermediate_size: int = Field(384, ge=16)
     layers: int = Field(4, ge=1)
@@ -73,6 +75,9 @@ class Model(Section):
     """Model folder or hub name in Hugging Face format."""
     scratch: ScratchModel | None = None
     """Make a small model on the spot instead of loading one."""
+    architecture: Literal["qwen2", "mistral"] | None = None
+    """What `scratch` makes: `qwen2` (or empty) with a ChatML template, `mistral` with one like Zephyr's. A
+    model that is loaded must be of it."""
     lora: Lora | None = None
     """Train a LoRA adapter. Empty: train all weights."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -115,12 +120,18 @@ class Data(Section):
     response_column: str = "response"
     messages_column: str = "messages"
     """Column of chat messages; used where present. The last assistant turn is the annotated response."""
+    rounds: int | None = Field(None, ge=1)
+    """Read only so many rounds of chat messages, from the start: a round ends with an assistant turn. Empty:
+    all."""
     chat_template: bool = True
     """Put prompts into the model's chat template. `false` feeds them as they are."""
     limit: int | None = Field(None, ge=1)
     """Read at most this many rows."""
     holdout: int = Field(256, ge=0)
     """Rows set aside for evaluation, drawn by seed. Never trained on."""
+    subset: int | None = Field(None, ge=1)
+    """Train on so many of the other rows that can be used, drawn by seed: a smaller subset lies within a
+    larger one. Empty: all."""
     max_prompt_tokens: int = Field(1024, ge=1)
     max_response_tokens: int = Field(1024, ge=2)
     """Longest response in tokens, end token included: annotated rows above it are dropped and counted,
@@ -140,6 +151,21 @@ class Objective(Section):
     """`iris`, `spin`, `space`, `spif`, `tspin`, `sft`, or one that a plug-in registers."""
     options: dict[str, Any] = {}
     """Options of the objective, for instance `lam`."""
+    by_iteration: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Options that change: a list of one value per iteration, the last one going on."""
+
+    @model_validator(mode="after")
+    def _one_value(self) -> "Objective":
+        if twice := self.options.keys() & self.by_iteration.keys():
+            raise ValueError(
+                f"{', '.join(sorted(twice))}: set in options and in by_iteration. Set it in one of them"
+            )
+        return self
+
+    def options_in(self, iteration: int) -> dict[str, Any]:
+        """All options in `iteration`, which counts from 1."""
+        changing = {name: values[:iteration][-1] for name, values in self.by_iteration.items()}
+        return self.options | changing
 
 
 class Alpha(Section):
@@ -565,20 +591,22 @@ class RunConfig(Section):
         return self.max_length + (self.learner.reference == "generator")
 
     @classmethod
-    def from_yaml(cls, path: str | Path, overrides: list[str] | None = None) -> "RunConfig":
-        """Read a recipe; `overrides` are `section.key=value` with YAML values."""
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"recipe {path} does not exist. Recipes of this project lie in recipes/.")
-        try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"recipe {path} must hold sections such as 'run:' and 'model:'.")
+    def from_yaml(
+        cls, paths: str | Path | Sequence[str | Path], overrides: list[str] | None = None
+    ) -> "RunConfig":
+        """Read a recipe, or several of which each changes what stands in those before it.
+
+        `overrides` are `section.key=value` with YAML values.
+        """
+        recipes = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        values: dict[str, Any] = {}
+        for recipe in recipes:
+            _lay_over(values, _read(recipe))
+        if len(recipes) > 1 and isinstance(run := values.setdefault("run", {}), dict):
+            run.setdefault("name", "-".join(recipe.stem for recipe in recipes))
         for override in overrides or []:
             _apply(values, override)
-        return cls.from_dict(values, origin=str(path))
+        return cls.from_dict(values, origin=", ".join(map(str, recipes)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str = "configuration") -> "RunConfig":
@@ -594,6 +622,27 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(recipe: Path) -> dict[str, Any]:
+    if not recipe.is_file():
+        raise ConfigError(f"recipe {recipe} does not exist. Recipes of this project lie in recipes/.")
+    try:
+        values = yaml.safe_load(recipe.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {recipe} must hold sections such as 'run:' and 'model:'.")
+    return values
+
+
+def _lay_over(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set in `values` what stands in `changes`: sections setting by setting, everything else as a whole."""
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
+            _lay_over(values[key], change)
+        else:
+            values[key] = change
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

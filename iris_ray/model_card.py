@@ -91,8 +91,9 @@ def key_settings(config: RunConfig, data: DataReport | None, has_order: bool) ->
         targets = model.lora.target_modules
         layers = targets if isinstance(targets, str) else ", ".join(targets)
         yield "LoRA", f"rank {model.lora.rank}, alpha {model.lora.alpha:g}, {layers}"
-    options = ", ".join(f"{name}={value}" for name, value in config.objective.options.items())
-    yield "objective", f"`{config.objective.name}`" + (f", {options}" if options else "")
+    options = [f"{name}={value}" for name, value in config.objective.options.items()]
+    options += [f"{name}={values} by iteration" for name, values in config.objective.by_iteration.items()]
+    yield "objective", ", ".join([f"`{config.objective.name}`", *options])
     if has_order:
         yield "order α", f"`{alpha.schedule}`, gap by `{alpha.gap}`"
     if config.data.sort_digits:

@@ -90,7 +90,13 @@ def runs(
     "--set run.folder=/shared/runs --follow"
 )
 def submit(
-    recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE...",
+            help="YAML file with the run's settings, or several: each changes those before it.",
+        ),
+    ],
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
@@ -107,7 +113,7 @@ def submit(
     from iris_ray.submission import Jobs
 
     jobs = Jobs(address)
-    job = jobs.submit(recipe, overrides or [], working_dir, runtime_env)
+    job = jobs.submit(recipes, overrides or [], working_dir, runtime_env)
     if as_json:
         typer.echo(json.dumps(asdict(job), indent=1))
     else:

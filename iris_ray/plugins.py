@@ -21,10 +21,13 @@ def load_plugins(config: RunConfig) -> None:
             ) from error
 
 
-def configured_objective(config: RunConfig) -> Objective:
-    """The run's objective, be it a plug-in's. Raises `ConfigError` if there is none or an option is wrong."""
+def configured_objective(config: RunConfig, iteration: int = 1) -> Objective:
+    """The run's objective in `iteration`, be it a plug-in's.
+
+    Raises `ConfigError` if there is none or an option is wrong.
+    """
     load_plugins(config)
-    return build_objective(config.objective.name, **config.objective.options)
+    return build_objective(config.objective.name, **config.objective.options_in(iteration))
 
 
 def objective_has_order(config: RunConfig) -> bool:

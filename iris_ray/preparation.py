@@ -21,7 +21,7 @@ from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.lora import meta_model, target_modules
 from iris_ray.plugins import configured_objective
 from iris_ray.run_folder import RunFolder
-from iris_ray.scratch.model import build_model
+from iris_ray.scratch.model import MadeModel, build_model
 from iris_ray.scratch.sort_digits import make_rows
 from iris_ray.scratch.tokenizer import train_tokenizer
 from iris_ray.scratch.warmup import Progress, WarmupResult, warm_up
@@ -44,6 +44,8 @@ class Prepared:
 def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for what a schema cannot see: plug-ins, names in registries, packages, patterns."""
     objective = configured_objective(config)
+    for iteration in range(2, config.schedule.iterations + 1):
+        configured_objective(config, iteration)
     if config.learner.reference == "generator" and "initial" in objective.responses:
         raise ConfigError(
             f"learner.reference: 'generator' does not fit objective.name={objective.name}, which looks at "
@@ -65,7 +67,7 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         rows = _rows(config)
         tokenizer: PreTrainedTokenizerBase
         texts = (message["content"] for row in rows for message in row.messages)
-        tokenizer = train_tokenizer(texts, config.model.scratch.vocab_size)
+        tokenizer = train_tokenizer(texts, config.model.scratch.vocab_size, config.model.architecture)
         parameters = _count_made_parameters(config, tokenizer)
     else:
         parameters = count_parameters(config)
@@ -95,10 +97,16 @@ def reopen(config: RunConfig, folder: RunFolder) -> Prepared:
 
 
 def _count_made_parameters(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    assert config.model.scratch is not None
     with torch.device("meta"):
-        model = build_model(config.model.scratch, tokenizer, config.window, config.run.seed)
+        model = _build(config, tokenizer)
     return _counted(model, config)
+
+
+def _build(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> MadeModel:
+    assert config.model.scratch is not None
+    return build_model(
+        config.model.scratch, tokenizer, config.window, config.run.seed, config.model.architecture
+    )
 
 
 def _rows(config: RunConfig) -> Rows:
@@ -116,7 +124,7 @@ def make_model(config: RunConfig, folder: RunFolder, prepared: Prepared, progres
     tokenizer, seed = prepared.tokenizer, config.run.seed
     # Models this small gain little from a second thread, and lose much where cores are shared.
     torch.set_num_threads(1)
-    model = build_model(spec, tokenizer, config.window, seed)
+    model = _build(config, tokenizer)
     train, holdout = (
         list(map(demonstration, split)) for split in (prepared.data.train, prepared.data.holdout)
     )
@@ -162,6 +170,12 @@ def count_parameters(config: RunConfig) -> int:
         model = meta_model(name, config.model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(config, "model", error) from error
+    wanted, kind = config.model.architecture, model.config.model_type
+    if wanted not in (None, kind):
+        raise ModelError(
+            f"model.architecture={wanted} does not fit: {name} is a {kind} model. Name another one in "
+            "model.path, or leave model.architecture empty."
+        )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and config.window > context:
         raise ModelError(

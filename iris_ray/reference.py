@@ -12,8 +12,9 @@ from iris_ray.config import RunConfig
 
 HEAD = """# Every setting
 
-A recipe is a YAML file with these sections; `--set section.key=value` changes one of them. This page is made
-by `python -m iris_ray.reference` of what stands beside the settings in
+A recipe is a YAML file with these sections. Of several (`iris-ray run A.yaml B.yaml`) each changes what
+stands in those before it, setting by setting; a list is replaced as a whole. `--set section.key=value`
+changes one setting. This page is made by `python -m iris_ray.reference` of what stands beside the settings in
 [iris_ray/config.py](../iris_ray/config.py). Limits of numbers are told by the error that breaking them gives.
 """
 

@@ -43,14 +43,19 @@ class Jobs:
                 "that 'ray start --head' printed, such as http://127.0.0.1:8265."
             ) from error
 
-    def submit(self, recipe: Path, overrides: list[str], working_dir: Path, runtime_env: Path | None) -> Job:
-        """Have the cluster's head play `recipe`, with the code in `working_dir`.
+    def submit(
+        self, recipes: list[Path], overrides: list[str], working_dir: Path, runtime_env: Path | None
+    ) -> Job:
+        """Have the cluster's head play `recipes`, with the code in `working_dir`.
 
         Raises `ConfigError` if the recipe does not fit, or its run folder would be lost with the job.
         """
-        if recipe.is_absolute() or not (working_dir / recipe).is_file():
-            raise ConfigError(f"{recipe}: name the recipe as it lies in the working folder {working_dir}.")
-        config = RunConfig.from_yaml(working_dir / recipe, overrides)
+        for recipe in recipes:
+            if recipe.is_absolute() or not (working_dir / recipe).is_file():
+                raise ConfigError(
+                    f"{recipe}: name the recipe as it lies in the working folder {working_dir}."
+                )
+        config = RunConfig.from_yaml([working_dir / recipe for recipe in recipes], overrides)
         if not config.run.folder.is_absolute():
             raise ConfigError(
                 f"run.folder={config.run.folder}: a job's working folder is a copy that Ray removes. Name a "
@@ -61,7 +66,7 @@ class Jobs:
         path = {"PATH": f"{Path(sys.executable).parent}:${{PATH}}"}
         settings = [word for override in overrides for word in ("--set", override)]
         submitted = self.client.submit_job(
-            entrypoint=shlex.join(["iris-ray", "run", str(recipe), *settings]),
+            entrypoint=shlex.join(["iris-ray", "run", *map(str, recipes), *settings]),
             runtime_env=environment
             | {"working_dir": str(working_dir), "env_vars": path | environment.get("env_vars", {})},
             metadata={"run": config.run.name},

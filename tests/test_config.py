@@ -8,6 +8,8 @@ from conftest import run_config
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
+from iris_ray.plugins import configured_objective
+from iris_ray.preparation import check_names
 from iris_ray.reference import page
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -117,6 +119,10 @@ def test_exactly_one_source(section, both):
         (
             {"alpha": {"minimum": 2, "maximum": 1}},
             "alpha.maximum (1.0) must be at least alpha.minimum",
+        ),
+        (
+            {"objective": {"name": "spin", "options": {"lam": 1}, "by_iteration": {"lam": [1]}}},
+            "objective: lam: set in options and in by_iteration. Set it in one of them",
         ),
         ({"data": {"sort_digits": {"min_digits": 9}}}, "max_digits (8) must be at least min_digits (9)"),
         (
@@ -242,6 +248,54 @@ def test_what_is_written_reads_back_the_same(recipe):
     )
     recipe.write_text(config.to_yaml())
     assert RunConfig.from_yaml(recipe) == config
+
+
+def recipes(folder: Path, **texts: str) -> list[Path]:
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return [folder / f"{name}.yaml" for name in texts]
+
+
+def test_each_recipe_changes_what_stands_before_it(tmp_path):
+    several = recipes(
+        tmp_path,
+        base="{model: {path: a}, data: {path: b, holdout: 4}, learner: {learning_rate: [1e-6, 1e-7]}}",
+        method="objective: {name: spin, options: {lam: 0.2, loss: hinge}}",
+        small="{model: {path: null, scratch: {layers: 1}}, learner: {learning_rate: [1e-3]}, "
+        "objective: {options: {lam: 0.5}}}",
+    )
+    config = RunConfig.from_yaml(several, ["data.holdout=8"])
+    assert config.run.name == "base-method-small"
+    assert (config.model.path, config.model.scratch.layers) == (None, 1)
+    assert (config.data.path, config.data.holdout) == ("b", 8)
+    assert config.learner.learning_rate == [1e-3]
+    assert config.objective.options == {"lam": 0.5, "loss": "hinge"}
+
+
+def test_several_recipes_may_be_named_by_one_of_them(tmp_path):
+    several = recipes(tmp_path, base="{model: {path: a}, data: {path: b}}", other="run: {name: x}")
+    assert RunConfig.from_yaml(several).run.name == "x"
+    assert RunConfig.from_yaml(several[:1]).run.name == "demo"
+
+
+def test_errors_name_all_recipes(tmp_path):
+    several = recipes(tmp_path, base="{model: {path: a}, data: {path: b}}", other="run:")
+    with pytest.raises(ConfigError, match=r"base\.yaml, .*other\.yaml:\n  run: None does not fit"):
+        RunConfig.from_yaml(several)
+
+
+def test_options_that_change():
+    options = {"options": {"loss": "hinge"}, "by_iteration": {"lam": [0.1, 0.1, 5.0]}}
+    config = run_config(objective={"name": "spin", **options}, schedule={"iterations": 4})
+    made = [configured_objective(config, iteration).options for iteration in (1, 2, 3, 4)]
+    assert [each["lam"] for each in made] == [0.1, 0.1, 5.0, 5.0]
+    assert {each["loss"] for each in made} == {"hinge"}
+
+
+def test_options_of_later_iterations_are_checked_before_anything_starts():
+    config = run_config(objective={"name": "spin", "by_iteration": {"lam": [0.1, -5.0]}})
+    with pytest.raises(ConfigError, match=r"objective\.options\.lam: -5\.0 does not fit"):
+        check_names(config)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

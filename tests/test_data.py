@@ -15,6 +15,7 @@ from iris_ray.data.rows import BadRow, Rows, read_rows
 from iris_ray.data.splits import demonstration, load_split
 from iris_ray.data.tokens import Encoder
 from iris_ray.errors import DataError, ModelError
+from iris_ray.scratch.tokenizer import train_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -217,6 +218,15 @@ def test_wrong_column_among_several(tmp_path):
         read_rows(Data(path=path))
 
 
+def test_first_rounds(tmp_path):
+    chats = [CHAT, CHAT[1:3], CHAT[:2], [CHAT[0], *CHAT[1:3], CHAT[2], CHAT[3]]]
+    path = str(write_lines(tmp_path / "data.jsonl", [{"messages": chat} for chat in chats]))
+    first = list(read_rows(Data(path=path, rounds=1)))
+    assert [row.messages for row in first] == [CHAT[:3], CHAT[1:3], [], CHAT[:3]]
+    assert first[2].problem == "does not end with an assistant turn"
+    assert [len(row.messages) for row in read_rows(Data(path=path, rounds=2))] == [5, 2, 0, 4]
+
+
 def test_malformed_lines_are_named(tmp_path):
     lines = [
         "{broken",
@@ -284,6 +294,18 @@ def test_prompt_and_response_are_tokenised_apart(tokenizer):
     )
     assert first.prompt_tokens == second.prompt_tokens == tokenizer.encode("Wh")
     assert first.prompt_tokens + first.response_tokens[:-1] != tokenizer.encode("What is")
+
+
+def test_behind_a_template_a_response_is_tokenised_as_it_stands_there():
+    """Alone, the tokenizers of Llama and Mistral begin it with a space, which a model would never write."""
+    tokenizer = train_tokenizer(["It is 2.", "What is 1 plus 1?"], 400, "mistral")
+    encoded = Encoder(tokenizer, Data(path="x"))([CHAT[3], CHAT[4]])
+    whole = "<|user|>\nWhat is 1 plus 1?</s>\n<|assistant|>\nIt is 2.</s>"
+    assert encoded.prompt_tokens + encoded.response_tokens == tokenizer.encode(
+        whole, add_special_tokens=False
+    )
+    assert tokenizer.convert_ids_to_tokens(encoded.response_tokens)[0] == "It"
+    assert tokenizer.tokenize("It is 2.")[0] == "▁It"
 
 
 @pytest.mark.parametrize("ending", ["", "<|im_end|>", "<|im_end|>\n", "<|im_end|>\n<|im_end|>"])
@@ -366,6 +388,28 @@ def test_holdout_is_disjoint_and_drawn_by_seed(tmp_path, tokenizer):
     assert len(set(train) | set(holdout)) == 20
     assert responses(1, "again") == [train, holdout]
     assert responses(2, "other")[1] != holdout
+
+
+def test_subsets_lie_within_each_other(tmp_path, tokenizer):
+    rows = [{"prompt": f"What is {i}?", "response": f"It is {i}."} for i in range(100)]
+    rows[7]["response"] = ""
+    path = save("jsonl", tmp_path, rows)
+
+    def drawn(subset, seed=0):
+        folder = tmp_path / f"{subset}-{seed}"
+        prepared = prepare(config(path, seed, subset=subset), tokenizer, folder)
+        return [
+            tokenizer.batch_decode(part["response_tokens"][:]) for part in (prepared.train, prepared.holdout)
+        ]
+
+    (small, *_), (middle, *_), (large, holdout), (all_, same) = map(drawn, (14, 26, 50, None))
+    assert list(map(len, (small, middle, large, all_))) == [14, 26, 50, 95]
+    assert set(small) < set(middle) < set(large) < set(all_)
+    assert holdout == same
+    assert large == sorted(large, key=all_.index)  # the order of the source
+    assert set(drawn(50, seed=1)[0]) != set(large)
+    with pytest.raises(DataError, match=r"data.subset=96: only 95 of the 99 rows .* beside data.holdout=4"):
+        drawn(96)
 
 
 def test_no_holdout(tmp_path, tokenizer):

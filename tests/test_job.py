@@ -93,7 +93,7 @@ def test_a_job_plays_a_run_with_a_module_of_ones_own(job: tuple[Path, Any]) -> N
     assert (told["run"], told["folder"]) == ("job", str(folder))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"
-    assert summary["objective"] == {"name": "exponential", "options": {"beta": 0.2}}
+    assert summary["objective"] == {"name": "exponential", "options": {"beta": 0.2}, "by_iteration": {}}
     assert summary["iterations"][0]["alpha"] == 1.25
     logs = done.stderr.split("Logs: ")[1].split()[0]
     assert list(Path(logs).glob("worker-*.err"))

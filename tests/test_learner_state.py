@@ -237,3 +237,17 @@ def test_another_opponent_is_refused(straight: Straight, tmp_path: Path) -> None
     save_file(kept, file)
     with pytest.raises(CheckpointError, match=f"the opponent in it is not that of this model.*{gone}"):
         load(build(straight.lora), spoilt)
+
+
+def test_options_of_the_objective_follow_the_iteration() -> None:
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+    objective = {"name": "spin", "by_iteration": {"lam": [0.1, 0.4]}}
+    settings = {"learning_rate": 1e-12, "max_grad_norm": 1e9}  # the same weights in all rounds
+    config = run_config(objective=objective, learner=settings)
+    learner, norms = SelfPlayLearner(tiny_model(), config, torch.device("cpu")), []
+    for iteration in (1, 2, 3):
+        learner.start_round(iteration, steps=1)
+        norms.append(learner.step(make_pairs(4, seed=0), alpha=1.0).report.grad_norm)
+    # Where r = r' = 0, the gradient is proportional to λ.
+    assert [norm / norms[0] for norm in norms] == pytest.approx([1, 4, 4], rel=1e-4)

@@ -110,6 +110,21 @@ def test_model_is_tied_float32_and_repeatable(tokenizer, model) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_made_mistral_comes_back_the_same(rows, tmp_path) -> None:
+    texts = [text for row in rows for text in row.values()]
+    tokenizer = train_tokenizer(texts, 400, "mistral")
+    model = build_model(TINY, tokenizer, max_length=64, seed=0, architecture="mistral")
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    again, loaded = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.encode(TEXT) == tokenizer.encode(TEXT)
+    assert again.decode(again.encode(TEXT), skip_special_tokens=True) == TEXT
+    assert again.chat_template == tokenizer.chat_template
+    assert loaded.config.model_type == "mistral"
+    assert loaded.config.eos_token_id == again.eos_token_id == again.convert_tokens_to_ids("</s>")
+
+
 def test_batched_greedy_equals_one_token_at_a_time(model, demonstrations) -> None:
     torch.manual_seed(0)
     for parameter in model.parameters():  # far from uniform logits: no near ties

@@ -54,8 +54,8 @@ def prepare_data(
 
     Columns: `prompt_id`, `prompt_tokens`, `response_tokens`; in `holdout` also `prompt_text`, the prompt as
     tokenised, and `response_text`, the annotated response. Rows keep their order; `run.seed` draws those
-    held out. Raises `DataError` if too many rows are bad or too few remain, `ModelError` if the tokenizer
-    does not fit.
+    held out and those of `data.subset`. Raises `DataError` if too many rows are bad or too few remain,
+    `ModelError` if the tokenizer does not fit.
     """
     encoder = Encoder(tokenizer, config.data)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +73,7 @@ def prepare_data(
         dropped = _count(table.select(np.flatnonzero(~good)))
         _check_bad_fraction(len(table), dropped, config.data)
         train, holdout = _split(np.flatnonzero(good), config)
+        used = np.concatenate([train, holdout])
         _save(table, train, folder / "train", _TOKENS)
         _save(table, holdout, folder / "holdout", _TOKENS + _TEXTS)
         report = DataReport(
@@ -80,8 +81,8 @@ def prepare_data(
             train=len(train),
             holdout=len(holdout),
             dropped=dropped,
-            prompt_tokens=_lengths(table.data["prompt_tokens"], good),
-            response_tokens=_lengths(table.data["response_tokens"], good),
+            prompt_tokens=_lengths(table.data["prompt_tokens"], used),
+            response_tokens=_lengths(table.data["response_tokens"], used),
         )
     (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     return load_prepared(folder)
@@ -137,14 +138,22 @@ def _check_bad_fraction(rows: int, dropped: dict[str, Dropped], data: Data) -> N
 
 def _split(rows: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and indices held out, both in the order of the source."""
-    holdout = config.data.holdout
-    if len(rows) <= holdout:
+    holdout, subset = config.data.holdout, config.data.subset
+    left = len(rows) - holdout
+    if left <= 0:
         raise DataError(
             f"data.holdout={holdout}: leaves nothing to train on, as only {len(rows)} rows can be used. "
             "Set a smaller data.holdout or add data."
         )
+    if subset is not None and subset > left:
+        raise DataError(
+            f"data.subset={subset}: only {left} of the {len(rows)} rows that can be used are left beside "
+            f"data.holdout={holdout}. Set a smaller data.subset, or leave it empty for all of them."
+        )
     drawn = np.random.default_rng(config.run.seed).permutation(rows)
-    return np.sort(drawn[holdout:]), np.sort(drawn[:holdout])
+    # All of one permutation: that is why subsets lie within each other, whatever their size.
+    end = None if subset is None else holdout + subset
+    return np.sort(drawn[holdout:end]), np.sort(drawn[:holdout])
 
 
 def _save(table: Dataset, indices: np.ndarray, folder: Path, columns: list[str]) -> None:
@@ -152,6 +161,6 @@ def _save(table: Dataset, indices: np.ndarray, folder: Path, columns: list[str])
     split.add_column("prompt_id", np.arange(len(split))).save_to_disk(folder, num_shards=1)
 
 
-def _lengths(tokens: pa.ChunkedArray, good: np.ndarray) -> Lengths:
-    lengths = pc.list_value_length(tokens).to_numpy()[good]
+def _lengths(tokens: pa.ChunkedArray, used: np.ndarray) -> Lengths:
+    lengths = pc.list_value_length(tokens).to_numpy()[used]
     return Lengths(mean=float(lengths.mean()), max=int(lengths.max()))

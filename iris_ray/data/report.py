@@ -29,7 +29,8 @@ class Lengths:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the rows: `rows` read = `train` + `holdout` + all `dropped`."""
+    """What became of the rows: `rows` read = `train` + `holdout` + all `dropped`, and those that
+    `data.subset` leaves out."""
 
     rows: int
     train: int

@@ -75,6 +75,7 @@ class Rows:
             record = _parse_json(record[JSON_LINE])
         if self._has_messages:
             messages = _turns(record.get(self._data.messages_column), self._data.messages_column)
+            messages = messages[: _end_of_round(messages, self._data.rounds)]
         else:
             messages = [
                 {"role": "user", "content": _text(record, self._data.prompt_column)},
@@ -108,6 +109,12 @@ def _turns(value: Any, column: str) -> list[Message]:
     if not all(isinstance(text, str) for turn in turns for text in turn.values()):
         raise BadRow(f"{column!r} has a message whose role or content is missing or not text")
     return turns
+
+
+def _end_of_round(messages: list[Message], rounds: int | None) -> int | None:
+    """How many messages there are up to the end of round `rounds`; `None` if it is not reached."""
+    ends = [index for index, message in enumerate(messages, 1) if message["role"] == "assistant"]
+    return ends[rounds - 1] if rounds and rounds <= len(ends) else None
 
 
 def _check(messages: list[Message]) -> None:

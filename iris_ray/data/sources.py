@@ -37,7 +37,7 @@ def open_dataset(data: Data) -> Dataset:
         found = _open_file(path)
     elif path.is_dir():
         found = _read(path, lambda: load_from_disk(str(path)), "Is it a folder saved by `datasets`?")
-    elif path.suffix in _FILES or not HUB_NAME.fullmatch(data.path):
+    elif not is_hub_name(data.path):
         raise DataError(f"data.path: {path} does not exist. Check the path; it starts at {Path.cwd()}.")
     else:
         found = _open_hub(data.path)
@@ -53,6 +53,12 @@ def open_dataset(data: Data) -> Dataset:
     if len(found) == 0:
         raise _empty(data.path)
     return found
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `data.path` can only be a name on the hub: nothing here is called so, and no file would be."""
+    here = Path(path).expanduser()
+    return not here.exists() and here.suffix not in _FILES and HUB_NAME.fullmatch(path) is not None
 
 
 def _open_file(path: Path) -> Dataset:

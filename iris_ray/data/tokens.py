@@ -26,9 +26,13 @@ class Encoded:
 class Encoder:
     """Turns chat messages into prompt and response tokens.
 
-    Prompt and response are tokenised apart, so that annotated and synthetic responses follow exactly the
-    same prompt tokens. Raises `ModelError` if the tokenizer has no end token, or no chat template where
-    `data.chat_template` asks for it.
+    Annotated and synthetic responses follow exactly the same prompt tokens. Behind a chat template a
+    response is tokenised as it stands there, as the model would write it: alone, the tokenizers of Llama and
+    Mistral would begin it with a space, and every annotated response could be told by that. Where prompt and
+    response would share a token, and without a template, they are tokenised apart.
+
+    Raises `ModelError` if the tokenizer has no end token, or no chat template where `data.chat_template` asks
+    for it.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: Data) -> None:
@@ -48,10 +52,7 @@ class Encoder:
         """Encode one row. Raises `BadRow` if it does not fit the limits or the template."""
         prompt, response = self._render(messages) if self._data.chat_template else _plain(messages)
         eos = self._tokenizer.eos_token_id
-        encode = partial(self._tokenizer.encode, verbose=False)
-        # A template writes its special tokens itself; a plain prompt gets the tokenizer's, such as BOS.
-        prompt_tokens = encode(prompt, add_special_tokens=not self._data.chat_template)
-        response_tokens = encode(response, add_special_tokens=False)
+        prompt_tokens, response_tokens = self._tokens(prompt, response)
         # Templates may write more after the end token, such as a newline, or use a token of their own.
         if eos in response_tokens:
             response_tokens = response_tokens[: response_tokens.index(eos)]
@@ -61,6 +62,17 @@ class Encoder:
             if len(tokens) > limit:
                 raise BadRow(f"{name} is longer than data.max_{name}_tokens={limit}")
         return Encoded(prompt, prompt_tokens, response_tokens)
+
+    def _tokens(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        encode = partial(self._tokenizer.encode, verbose=False)
+        if self._data.chat_template:  # which writes its special tokens itself
+            prompt_tokens = encode(prompt, add_special_tokens=False)
+            together = encode(prompt + response, add_special_tokens=False)
+            if together[: len(prompt_tokens)] == prompt_tokens:
+                return prompt_tokens, together[len(prompt_tokens) :]
+        else:  # a plain prompt gets the tokenizer's, such as BOS
+            prompt_tokens = encode(prompt)
+        return prompt_tokens, encode(response, add_special_tokens=False)
 
     def _render(self, messages: list[Message]) -> tuple[str, str]:
         try:

@@ -48,7 +48,7 @@ class SelfPlayLearner:
 
     def __init__(self, model: PreTrainedModel, config: RunConfig, device: torch.device):
         self.config = config
-        self.objective = configured_objective(config)
+        self.objective = configured_objective(config)  # of the first iteration
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
         nn.Module.to(model, device).eval()
@@ -64,6 +64,7 @@ class SelfPlayLearner:
 
     def start_round(self, iteration: int, steps: int) -> None:
         """The current policy becomes the opponent; the learning rate's course begins anew."""
+        self.objective = configured_objective(self.config, iteration)
         self.players.freeze(self.gather)
         self.references.clear()
         self.lr_scheduler = round_scheduler(self.optimizer, self.config.learner, iteration, steps)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import Qwen2ForCausalLM
 
 from iris_ray.config import ScratchModel
 from iris_ray.contracts import Demonstration
 from iris_ray.learner.sequence_scorer import SequenceScorer
 from iris_ray.learner.token_batch import PromptGroup
+from iris_ray.scratch.model import MadeModel
 
 CHECK_EVERY = 25
 CHECK_PROMPTS = 128
@@ -31,7 +31,7 @@ class WarmupResult:
 
 
 def warm_up(
-    model: Qwen2ForCausalLM,
+    model: MadeModel,
     train: Sequence[Demonstration],
     holdout: Sequence[Demonstration],
     spec: ScratchModel,
@@ -67,7 +67,7 @@ def warm_up(
 
 @torch.inference_mode()
 def greedy(
-    model: Qwen2ForCausalLM, prompts: Sequence[list[int]], max_new_tokens: int, end_token_id: int
+    model: MadeModel, prompts: Sequence[list[int]], max_new_tokens: int, end_token_id: int
 ) -> list[list[int]]:
     """Greedy responses to prompts of any lengths, as one left-padded batch. The end token is included."""
     width = max(map(len, prompts))
@@ -85,9 +85,7 @@ def greedy(
     return [_through_end(row, end_token_id) for row in output[:, width:].tolist()]
 
 
-def greedy_exact_match(
-    model: Qwen2ForCausalLM, demonstrations: Sequence[Demonstration], end_token_id: int
-) -> float:
+def greedy_exact_match(model: MadeModel, demonstrations: Sequence[Demonstration], end_token_id: int) -> float:
     """Share of prompts whose greedy response is the annotated one, end token included."""
     longest = max(len(item.response_tokens) for item in demonstrations)
     written = greedy(model, [item.prompt_tokens for item in demonstrations], longest, end_token_id)
