@@ -1,7 +1,7 @@
 """Leads the game: opens rounds, has opponents evaluated and archived, keeps the records."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -15,6 +15,9 @@ from iris_ray.held_out import HeldOut
 from iris_ray.records import Records
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
+
+if TYPE_CHECKING:
+    from iris_ray.data.inbox import Inbox
 
 
 @ray.remote(num_cpus=0)
@@ -40,6 +43,7 @@ class Controller:
         )
         holdout = load_split(self.folder.data, "holdout")
         self.held_out = HeldOut(config, self.folder, holdout, self.tokenizer)
+        self.inbox = self._open_inbox()
         self.opening: asyncio.Future[Any] | None = None
         self.beside_training: asyncio.Future[Any] | None = None
         self.failure: Exception | None = None
@@ -51,6 +55,13 @@ class Controller:
         self.last_checkpoint: str | None = None
         # A run begins with empty records, whatever an earlier attempt left in the folder.
         self.beginning = self.state() | {"records": self.records.state_dict() | {"metrics_bytes": 0}}
+
+    def _open_inbox(self) -> "Inbox | None":
+        if self.config.data.inbox is None:
+            return None
+        from iris_ray.data.inbox import Inbox
+
+        return Inbox(self.config, self.folder, self.tokenizer)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep of game and records. Plain JSON types."""
@@ -131,8 +142,11 @@ class Controller:
         await names.find(self.config.run.name, names.GENERATOR_POOL).wait_ready.remote()
         if self.config.schedule.refresh != "iteration":
             await self._evaluate(version, made)  # before generators go on to newer weights
+        added = await asyncio.to_thread(self.inbox.take_in, round_.iteration) if self.inbox else None
         steps = await buffer.open_round.remote(round_)
         self.records.round_opened(round_, steps)
+        if added:
+            self.records.added(added)
         await self.go_on_beside(round_)
         return round_, steps
 

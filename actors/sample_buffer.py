@@ -8,7 +8,7 @@ import ray
 
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration, SelfPlayPair
-from iris_ray.data.splits import demonstrations, load_split
+from iris_ray.data.splits import demonstrations, load_split, load_train
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
 from iris_ray.refresh import steps_between
@@ -82,6 +82,8 @@ class SampleBuffer:
     def _empty_round(self, round_: Round) -> RoundBuffer:
         seed = self.config.run.seed
         limit = self.config.schedule.prompts_per_iteration
+        if self.config.data.inbox:
+            self.train = load_train(RunFolder(self.config.folder).data, round_.iteration)
         return RoundBuffer(
             round_,
             draw_prompts(len(self.train), limit, seed, round_.iteration, self.compares_with_first),

@@ -118,6 +118,9 @@ class Data(Section):
     """Make the digit-sorting task instead of reading data."""
     prompt_column: str = "prompt"
     response_column: str = "response"
+    inbox: Path | None = None
+    """Folder in which files of more annotated rows are put while the run goes on, with the same columns: each
+    iteration begins with what is there."""
     messages_column: str = "messages"
     """Column of chat messages; used where present. The last assistant turn is the annotated response."""
     rounds: int | None = Field(None, ge=1)
@@ -574,6 +577,8 @@ class RunConfig(Section):
         changed: dict[str, Any] = {"run": {"folder": self.run.folder.absolute()}}
         if self.model.path and Path(self.model.path).is_dir():  # else the name of a hub model
             changed["model"] = {"path": str(Path(self.model.path).absolute())}
+        if self.data.inbox:
+            changed["data"] = {"inbox": self.data.inbox.absolute()}
         if self.checkpoint.storage and "://" not in self.checkpoint.storage:
             changed["checkpoint"] = {"storage": str(Path(self.checkpoint.storage).absolute())}
         sections = {name: getattr(self, name).model_copy(update=values) for name, values in changed.items()}

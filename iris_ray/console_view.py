@@ -160,6 +160,7 @@ class ConsoleView(View):
                 f"{order}gap {entry['gap']:.4f}  loss {entry['loss']:.4f}  "
                 f"exact match {share(entry['exact_match'])}  "
                 f"{entry['pairs']} pairs at {entry['pairs_per_s']:.1f}/s"
+                + (f"  {entry['added']} new demonstrations" if entry.get("added") else "")
             )
 
     def _warnings(self, status: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ class HeldOut:
         if self.config.scorer is None:
             return None
         scorer = SCORERS[self.config.scorer]
-        prompts = self.tokenizer.batch_decode(self.rows["prompt_tokens"], skip_special_tokens=True)
+        prompts = self.tokenizer.batch_decode(list(self.rows["prompt_tokens"]), skip_special_tokens=True)
         return fmean(map(scorer, prompts, texts, self.rows["response_text"]))
 
     def _likelihoods(

@@ -51,6 +51,13 @@ def check_names(config: RunConfig) -> None:
             f"learner.reference: 'generator' does not fit objective.name={objective.name}, which looks at "
             "the first model's responses: generators score only those of their own pairs. Set it to learner."
         )
+    if config.data.inbox and config.data.inbox.exists() and not config.data.inbox.is_dir():
+        raise ConfigError(f"data.inbox={config.data.inbox}: is a file. Name a folder; it is made if need be.")
+    if config.data.inbox and "initial" in objective.responses:
+        raise ConfigError(
+            f"data.inbox: does not fit objective.name={objective.name}, which looks at the first model's "
+            "responses: there are none to prompts that come later. Leave it empty."
+        )
     Game(config)
     check_pattern(config.evaluation.answer_pattern)
     if config.evaluation.scorer is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from iris_ray.config import Alpha
 from iris_ray.contracts import StepReport, Update
+from iris_ray.data.report import Added
 from iris_ray.diagnostics import Diagnostics, Finding
 from iris_ray.game import Round
 from iris_ray.gap import PairMeans
@@ -44,6 +45,7 @@ class Records:
                 "reason": round_.reason,
                 "loss": None,
                 "exact_match": None,
+                "added": 0,
                 "steps": 0,
                 "pairs": 0,
                 "truncated": 0,
@@ -53,6 +55,15 @@ class Records:
                 "generation_seconds": None,
                 "learner_waited_seconds": None,
             }
+        )
+
+    def added(self, added: Added) -> None:
+        """More demonstrations came before the round that has just opened."""
+        current = self.iterations[-1]
+        current["added"] = added.rows
+        self.folder.append_metrics("added", {"iteration": current["iteration"], **asdict(added)})
+        self._warn(
+            [Finding("refused", f"{name} was not taken in. {why}") for name, why in added.refused.items()]
         )
 
     def order_set(self, round_: Round) -> None:

@@ -23,11 +23,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from actors.steering import live_run
 
 LONGEST, MOST, BODY_KIB = 12, 3, 8
+PROMPTS = 600
 RECIPE = {
     "run": {"name": "served"},
     "model": made_model(warmup_steps=20),
     "data": {
-        "sort_digits": {"examples": 1200, "min_digits": 2, "max_digits": 4},
+        "sort_digits": {"examples": PROMPTS, "min_digits": 2, "max_digits": 4},
         "holdout": 8,
         "max_prompt_tokens": 64,
         "max_response_tokens": LONGEST,
@@ -49,7 +50,8 @@ class Served:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         gateway = {"port": port, "max_requests": MOST, "max_body_kib": BODY_KIB}
-        self.run = play(RECIPE | {"gateway": gateway}, folder)
+        data = RECIPE["data"] | {"inbox": str(folder / "inbox")}
+        self.run = play(RECIPE | {"gateway": gateway, "data": data}, folder)
         self.folder = self.run.folder
         self.wait_for = self.run.wait_for
         self.wait_for(lambda: self.run.events("step"))
@@ -109,7 +111,7 @@ def test_pairs_are_shown_as_texts(served: Served) -> None:
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])
 def test_who_has_no_token_changes_nothing(served: Served, header: dict[str, str]) -> None:
-    for path in ("/pause", "/resume", "/checkpoint", "/stop", "/generators"):
+    for path in ("/pause", "/resume", "/checkpoint", "/stop", "/generators", "/demonstrations"):
         answer = served.http.post(path, headers=header, json={"count": 3})
         assert answer.status_code == 401
         assert "gateway.token" in told(answer)
@@ -134,6 +136,19 @@ def test_a_checkpoint_is_taken(served: Served) -> None:
     name = served.post("/checkpoint").json()["last_checkpoint"]
     assert re.fullmatch(r"iteration-\d+(-step-\d+)?", name)
     assert name != before
+
+
+def test_demonstrations_are_trained_on_in_the_next_iteration(served: Served) -> None:
+    turns = [{"role": "user", "content": "9 1"}, {"role": "assistant", "content": "1 9"}]
+    for wrong in ({}, {"demonstrations": []}, {"demonstrations": [{"messages": turns[:1] * 2}]}):
+        assert served.post("/demonstrations", json=wrong).status_code == 422
+    answer = served.post("/demonstrations", json={"demonstrations": [{"messages": turns}] * 3})
+    assert (answer.status_code, answer.json()["demonstrations"]) == (202, 3)
+    (added,) = served.wait_for(lambda: served.run.events("added"))
+    assert (added["files"], added["rows"]) == ([answer.json()["file"]], 3)
+    iteration = served.wait_for(lambda: [e for e in served.run.events("iteration") if e["added"]])[0]
+    assert iteration["iteration"] == added["iteration"]
+    assert iteration["pairs"] == PROMPTS + 3
 
 
 def test_it_is_scaled(served: Served) -> None:
@@ -234,7 +249,7 @@ def test_every_endpoint_answers_as_the_schema_says(served: Served) -> None:
     """Without the token, whatever is asked: status codes, content types and bodies are the schema's."""
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]
-    assert len(operations) == 11
+    assert len(operations) == 12
     for operation in operations:
         ask_at_random(operation)
 

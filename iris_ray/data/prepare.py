@@ -26,13 +26,13 @@ REPORT = "report.json"
 FIRST_ROWS = 5
 """Row numbers named per reason."""
 
-_TOKENS = ["prompt_tokens", "response_tokens"]
+TOKENS = ["prompt_tokens", "response_tokens"]
 _TEXTS = ["prompt_text", "response_text"]
 _FEATURES = Features(
     {
         "row": Value("int64"),
         "problem": Value("string"),
-        **{name: List(Value("int32")) for name in _TOKENS},
+        **{name: List(Value("int32")) for name in TOKENS},
         **{name: Value("string") for name in _TEXTS},
     }
 )
@@ -57,25 +57,13 @@ def prepare_data(
     held out and those of `data.subset`. Raises `DataError` if too many rows are bad or too few remain,
     `ModelError` if the tokenizer does not fit.
     """
-    encoder = Encoder(tokenizer, config.data)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as scratch:
-        table = rows.dataset.map(
-            lambda batch, indices: _tokenise(rows, encoder, batch, indices),
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.dataset.column_names,
-            features=_FEATURES,
-            cache_file_name=f"{scratch}/tokens.arrow",
-            new_fingerprint="tokens",
-        )
-        good = pc.equal(table.data["problem"], "").to_numpy()
-        dropped = _count(table.select(np.flatnonzero(~good)))
-        _check_bad_fraction(len(table), dropped, config.data)
+        table, good, dropped = tokenise(rows, tokenizer, config.data, Path(scratch))
         train, holdout = _split(np.flatnonzero(good), config)
         used = np.concatenate([train, holdout])
-        _save(table, train, folder / "train", _TOKENS)
-        _save(table, holdout, folder / "holdout", _TOKENS + _TEXTS)
+        _save(table, train, folder / "train", TOKENS)
+        _save(table, holdout, folder / "holdout", TOKENS + _TEXTS)
         report = DataReport(
             rows=len(table),
             train=len(train),
@@ -86,6 +74,30 @@ def prepare_data(
         )
     (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     return load_prepared(folder)
+
+
+def tokenise(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", data: Data, scratch: Path
+) -> tuple[Dataset, np.ndarray, dict[str, Dropped]]:
+    """All rows as tokens, kept in folder `scratch`; which of them are good, and what is wrong with the rest.
+
+    Raises `DataError` if too many are bad, `ModelError` if the tokenizer does not fit.
+    """
+    encoder = Encoder(tokenizer, data)
+    scratch.mkdir(exist_ok=True)
+    table = rows.dataset.map(
+        lambda batch, indices: _tokenise(rows, encoder, batch, indices),
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.dataset.column_names,
+        features=_FEATURES,
+        cache_file_name=f"{scratch}/tokens.arrow",
+        new_fingerprint="tokens",
+    )
+    good = pc.equal(table.data["problem"], "").to_numpy()
+    dropped = _count(table.select(np.flatnonzero(~good)))
+    _check_bad_fraction(len(table), dropped, data)
+    return table, good, dropped
 
 
 def load_prepared(folder: Path) -> PreparedData:

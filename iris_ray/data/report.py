@@ -1,6 +1,6 @@
 """What became of the rows of a data set."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -58,3 +58,16 @@ class DataReport:
             f"Prompts: {self.prompt_tokens}. Responses: {self.response_tokens}.",
         ]
         return "\n".join(lines + [f"Dropped, {reason}: {rows}" for reason, rows in self.dropped.items()])
+
+
+@dataclass
+class Added:
+    """What an iteration took in: `rows` of `files`.
+
+    `dropped` counts bad rows by what is wrong with them; `refused` says of a file why none of it was taken.
+    """
+
+    files: list[str] = field(default_factory=list)
+    rows: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)

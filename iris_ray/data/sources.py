@@ -107,6 +107,7 @@ def _parquet(path: Path) -> tuple[str, dict[str, Any]]:
 
 _FILES = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 """Per suffix: the builder of `datasets` to use and its options."""
+SUFFIXES = tuple(_FILES)
 
 
 def _open_hub(name: str) -> DatasetDict:

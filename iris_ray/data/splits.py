@@ -17,6 +17,21 @@ def load_split(folder: Path, split: Literal["train", "holdout"]) -> "Dataset":
     return load_from_disk(str(folder / split))
 
 
+def load_train(folder: Path, iteration: int) -> "Dataset":
+    """The demonstrations of `iteration`: those of the start, and behind them what came until it opened."""
+    from datasets import concatenate_datasets, load_from_disk
+
+    added = [each / "rows" for each in added_folders(folder, iteration) if (each / "rows").exists()]
+    first = load_split(folder, "train")
+    return concatenate_datasets([first, *map(load_from_disk, map(str, added))]) if added else first
+
+
+def added_folders(folder: Path, iteration: int) -> list[Path]:
+    """Where the demonstrations lie that came until `iteration` opened, oldest first."""
+    numbered = [(int(each.name.split("-")[1]), each) for each in folder.glob("added/iteration-*")]
+    return [each for number, each in sorted(numbered) if number <= iteration]
+
+
 def demonstrations(split: "Dataset", indices: Sequence[int]) -> list[Demonstration]:
     """Some rows of a split in the contract's form, read all at once: that is several times as fast."""
     rows = split[list(indices)]

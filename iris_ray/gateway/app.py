@@ -15,6 +15,7 @@ from iris_ray.contracts import Order
 from iris_ray.errors import NotObeyedError
 from iris_ray.gateway.answers import Metrics, Pair, Status
 from iris_ray.gateway.curves import Curves
+from iris_ray.gateway.demonstrations import Demonstrations, Taken, put_in
 from iris_ray.gateway.errors import responses, tell_errors
 from iris_ray.gateway.limits import BodyLimit
 from iris_ray.gateway.live_page import live_page
@@ -114,6 +115,16 @@ def gateway_app(run: Run, config: RunConfig, token: str, end_token_ids: list[int
     def post_generators(wanted: GeneratorCount) -> Status:
         run.scale(wanted.count)
         return Status.model_validate(run.status())
+
+    @app.post(
+        "/demonstrations",
+        summary="Add annotated conversations, from the next iteration on",
+        status_code=202,
+        responses=responses(400, 401, 413),
+        **changing,
+    )
+    def post_demonstrations(given: Demonstrations) -> Taken:
+        return put_in(given, config.data)
 
     def give(order: Order, timeout: float) -> Any:
         try:
