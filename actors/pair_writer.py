@@ -1,6 +1,7 @@
 """Between the sample buffer and whatever answers prompts: leases out, pairs in."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import groupby
@@ -11,7 +12,10 @@ from actors.sample_buffer import RoundKey, Task
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.generation.in_flight import InFlight
 
-DELIVERY_PAUSE_S = 0.1  # lets pairs come together into one message
+# Pairs come together into one message for so long, or for so many times as long as the last one took: thousands
+# of generators then keep the buffer from answering nobody else.
+DELIVERY_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+PAUSE_DELIVERIES = 10
 
 
 class PairWriter:
@@ -64,14 +68,18 @@ class PairWriter:
         self.outbox.put_nowait((round_, task.position, await self.write(round_, task)))
 
     async def _deliver(self) -> None:
+        pause = DELIVERY_PAUSE_S
         while True:
             items = [await self.outbox.get()]
             with suppress(TimeoutError):  # unless they are the last for now
-                await asyncio.wait_for(self.in_flight.at_most(0), DELIVERY_PAUSE_S)
+                await asyncio.wait_for(self.in_flight.at_most(0), pause)
             while not self.outbox.empty():
                 items.append(self.outbox.get_nowait())
+            began = time.monotonic()
             for key, members in groupby(items, lambda item: item[0]):
                 _, positions, pairs = zip(*members, strict=True)
                 await self.buffer.add.remote(self.name, key, positions, list(pairs))
+            took = time.monotonic() - began
+            pause = min(max(DELIVERY_PAUSE_S, PAUSE_DELIVERIES * took), LONGEST_PAUSE_S)
             for _ in items:
                 self.outbox.task_done()

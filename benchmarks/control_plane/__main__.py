@@ -29,7 +29,7 @@ def benchmark(
     prompt_tokens: Count = 64,
     response_tokens: Count = 128,
     batch: Count = 1024,
-    concurrency: Annotated[int, typer.Option(min=1, help="generation.concurrency")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, help="generation.concurrency")] = 64,
 ) -> None:
     """Pairs a second through one sample buffer: real Ray actors and calls, no model anywhere."""
     settings = Settings(rate, seconds, processes, prompt_tokens, response_tokens, batch, concurrency)

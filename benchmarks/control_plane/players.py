@@ -104,10 +104,21 @@ class Learner:
         }
 
 
-def memory_mib(name: str) -> float:
-    """Memory of the process that calls itself `name`, without what it shares with others, in MiB."""
+def find_process(name: str) -> psutil.Process:
+    """The one that calls itself so."""
     (found,) = [each for each in psutil.process_iter() if name in " ".join(_cmdline(each))]
-    return found.memory_full_info().uss / (1 << 20)
+    return found
+
+
+def memory_mib(process: psutil.Process) -> float:
+    """Without what it shares with others, in MiB."""
+    return process.memory_full_info().uss / (1 << 20)
+
+
+def busy_seconds(process: psutil.Process) -> float:
+    """CPU time that it took so far."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _cmdline(process: psutil.Process) -> list[str]:

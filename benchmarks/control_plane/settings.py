@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
 from iris_ray.config import RunConfig
 from iris_ray.run_folder import RunFolder
@@ -22,7 +22,7 @@ class Settings:
     prompt_tokens: int = 64
     response_tokens: int = 128
     batch: int = 1024
-    concurrency: int = 16
+    concurrency: int = 64
 
     def config(self, folder: Path) -> RunConfig:
         return RunConfig.from_dict(
@@ -44,4 +44,5 @@ class Settings:
             "prompt_tokens": np.broadcast_to(prompt.astype(np.int32), (prompts, len(prompt))),
             "response_tokens": np.broadcast_to(response.astype(np.int32), (prompts, len(response))),
         }
+        disable_progress_bars()
         Dataset.from_dict(rows).save_to_disk(RunFolder(folder / RUN).data / "train")

@@ -18,7 +18,8 @@ COLUMNS = {
     "add, ms": ("add_ms_p50", ".1f"),
     "p99 ": ("add_ms_p99", ".1f"),
     "waiting": ("ahead_after", ",d"),
-    "buffer, MiB": ("buffer_mib", ",.0f"),
+    "CPU µs/pair": ("cpu_us_per_pair", ",.0f"),
+    "MiB": ("buffer_mib", ",.0f"),
 }
 
 

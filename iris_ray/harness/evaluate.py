@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iris_ray.errors import ConfigError, first_line
+from iris_ray.harness.cpu_build import answer_for_vllm
 from iris_ray.harness.model import ScoredModel
 from iris_ray.harness.suites import Task
 
@@ -93,6 +94,7 @@ def _task_manager(folder: Path | None) -> Any:
 
 
 def _loaded(model: ScoredModel, engine: dict[str, Any]) -> Any:
+    answer_for_vllm()
     from lm_eval.models.vllm_causallms import VLLM
 
     try:
