@@ -12,8 +12,8 @@ from actors.sample_buffer import RoundKey, Task
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.generation.in_flight import InFlight
 
-# Pairs come together into one message for so long, or for so many times as long as the last one took: thousands
-# of generators then keep the buffer from answering nobody else.
+# Pairs come together into one message for a while: longer where the last one took long, so that the buffer of
+# a thousand generators still answers its learner.
 DELIVERY_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 PAUSE_DELIVERIES = 10
 
