@@ -34,6 +34,7 @@ class Controller:
         from iris_ray.plugins import configured_objective
 
         self.config = config
+        self.model_path = model_path
         objective = configured_objective(config)
         self.game = Game(config)
         self.folder = RunFolder(config.folder)
@@ -185,6 +186,10 @@ class Controller:
             pool = names.find(self.config.run.name, names.GENERATOR_POOL)
             answers = await pool.answer.remote(questions, version)
         scores = await asyncio.to_thread(self.held_out.scores, iteration, answers)
+        if self.config.evaluation.tasks:
+            from actors.examination import examine
+
+            scores |= await examine.remote(self.config, self.model_path, version)
         self.records.evaluated(iteration, scores)
 
     async def _archive(self, round_: Round) -> None:

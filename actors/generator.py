@@ -118,9 +118,13 @@ class Generator:
 
     async def _answer(self, question: Question) -> Answer:
         try:
-            with_logprob = bool(question.likely)
-            response = await self.engine.generate(question.prompt, greedy=True, with_logprob=with_logprob)
             logprobs, _ = await self.engine.score(question.prompt, question.likely)
+            if question.max_tokens == 0:
+                return Answer([], None, logprobs)
+            with_logprob = bool(question.likely)
+            response = await self.engine.generate(
+                question.prompt, greedy=True, with_logprob=with_logprob, max_tokens=question.max_tokens
+            )
             return Answer(response.tokens, response.logprob, logprobs)
         finally:
             self.answering.leave()

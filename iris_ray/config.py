@@ -450,6 +450,13 @@ class Evaluation(Section):
     """Regular expression with one group: compare what it finds last, not the whole response."""
     scorer: str | None = None
     """Scorer of one's own that a module of `run.plugins` registers."""
+    tasks: list[str] = []
+    """Tasks of lm-eval, `NAME` or `NAME:SHOTS`, that the generators answer for each model. Needs the extra
+    `eval`."""
+    tasks_folder: Path | None = None
+    """Folder with YAML files of one's own tasks."""
+    tasks_limit: int | None = Field(None, ge=1)
+    """Ask only so many documents of each task."""
     likelihoods: bool = True
     """Also tell how likely held-out annotated responses and the former model's answers are."""
 
@@ -577,6 +584,8 @@ class RunConfig(Section):
         changed: dict[str, Any] = {"run": {"folder": self.run.folder.absolute()}}
         if self.model.path and Path(self.model.path).is_dir():  # else the name of a hub model
             changed["model"] = {"path": str(Path(self.model.path).absolute())}
+        if self.evaluation.tasks_folder:
+            changed["evaluation"] = {"tasks_folder": self.evaluation.tasks_folder.absolute()}
         if self.data.inbox:
             changed["data"] = {"inbox": self.data.inbox.absolute()}
         if self.checkpoint.storage and "://" not in self.checkpoint.storage:

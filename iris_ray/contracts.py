@@ -19,10 +19,14 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out prompt, and responses whose log p is asked for. Token ids."""
+    """A prompt to answer greedily, and responses whose log p is asked for. Token ids.
+
+    The answer has `max_tokens` at most, by default `data.max_response_tokens`; 0 asks for none.
+    """
 
     prompt: list[int]
     likely: list[list[int]]
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from iris_ray.errors import ConfigError, ModelError, RunFolderError, first_line
 from iris_ray.evaluation import SCORERS, check_pattern
 from iris_ray.game import Game
 from iris_ray.generation.stop_tokens import single_tokens
+from iris_ray.harness.evaluate import check_installed, task_manager, task_of
 from iris_ray.lora import meta_model, target_modules
 from iris_ray.plugins import configured_objective
 from iris_ray.run_folder import RunFolder
@@ -51,6 +52,9 @@ def check_names(config: RunConfig) -> None:
             f"learner.reference: 'generator' does not fit objective.name={objective.name}, which looks at "
             "the first model's responses: generators score only those of their own pairs. Set it to learner."
         )
+    if config.evaluation.tasks:
+        check_installed()
+        task_manager([task_of(text) for text in config.evaluation.tasks], config.evaluation.tasks_folder)
     if config.data.inbox and config.data.inbox.exists() and not config.data.inbox.is_dir():
         raise ConfigError(f"data.inbox={config.data.inbox}: is a file. Name a folder; it is made if need be.")
     if config.data.inbox and "initial" in objective.responses:

@@ -3,12 +3,10 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import yaml
 from conftest import made_model
+from own_tasks import CHOOSE, QUESTIONS, accuracy, write_tasks
 from run_process import BIN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -22,18 +20,6 @@ from iris_ray.harness.tables import average
 from iris_ray.preparation import make_model, prepare
 from iris_ray.run_folder import RunFolder
 
-QUESTIONS = [
-    {"question": f"{a} {b} {c}", "choices": [f"{c}", f"{a} {b}", f"{b} {b} {b}"], "answer": (a + b) % 3}
-    for a, b, c in [(1, 2, 3), (4, 1, 9), (7, 7, 0), (5, 3, 8), (2, 6, 4), (9, 0, 1), (3, 3, 5), (8, 4, 6)]
-]
-CHOOSE = {
-    "task": "choose",
-    "output_type": "multiple_choice",
-    "doc_to_text": "Digits: {{question}}\nAnswer:",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "answer",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
 WRITE = {
     "task": "write",
     "output_type": "generate_until",
@@ -65,15 +51,7 @@ def tasks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         row | {"choices": [written(model, row["question"]), *row["choices"][1:]]} for row in QUESTIONS[:-2]
     ]
-    data = folder / "questions.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *QUESTIONS[-2:]]))
-    source = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-    }
-    for task in (CHOOSE, WRITE):
-        (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump(task | source))
+    write_tasks(folder, [CHOOSE, WRITE], [*rows, *QUESTIONS[-2:]])
     return folder
 
 
@@ -83,21 +61,6 @@ def written(model: Path, prompt: str) -> str:
     tokens = tokenizer(prompt, return_tensors="pt")
     answer = policy.generate(**tokens, max_new_tokens=6, do_sample=False)[0, tokens["input_ids"].shape[1] :]
     return tokenizer.decode(answer, skip_special_tokens=True).split("\n")[0]
-
-
-def chosen(model: Path, row: dict[str, Any]) -> int:
-    """Which choice is likeliest."""
-    tokenizer, policy = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
-    prompt = tokenizer(f"Digits: {row['question']}\nAnswer:")["input_ids"]
-
-    def logprob(choice: str) -> float:
-        whole = tokenizer(f"Digits: {row['question']}\nAnswer: {choice}")["input_ids"]
-        with torch.no_grad():
-            table = policy(torch.tensor([whole])).logits[0].log_softmax(-1)
-        return sum(table[place - 1, whole[place]].item() for place in range(len(prompt), len(whole)))
-
-    scores = [logprob(choice) for choice in row["choices"]]
-    return scores.index(max(scores))
 
 
 def evaluated(model: Path, tasks: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -112,8 +75,7 @@ def test_scores_are_those_that_transformers_gives(model: Path, tasks: Path, tmp_
     assert done.returncode == 0, done.stderr
     choose, write = json.loads(done.stdout)["scores"]
     rows = [json.loads(line) for line in (tasks / "questions.jsonl").read_text().splitlines()]
-    right = [chosen(model, row) == row["answer"] for row in rows]
-    assert choose["value"] == choose["metrics"]["acc,none"] == pytest.approx(sum(right) / len(right))
+    assert choose["value"] == choose["metrics"]["acc,none"] == pytest.approx(accuracy(model, rows))
     right = [written(model, row["question"]) == row["choices"][0] for row in rows]
     assert write["metrics"]["exact_match,none"] == pytest.approx(sum(right) / len(right))
     assert write["value"] >= 6 / 8

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from conftest import made_model
+from own_tasks import CHOOSE, QUESTIONS, accuracy, write_tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.environment import generator_environment
@@ -41,8 +42,13 @@ PAIRS = 200 * 2
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict]:
-    named = {"run": {"name": "tiny", "folder": str(tmp_path_factory.mktemp("runs"))}}
-    config = RunConfig.from_dict(RECIPE | named)
+    tasks = tmp_path_factory.mktemp("tasks")
+    write_tasks(tasks, [CHOOSE], QUESTIONS)
+    own = {
+        "run": {"name": "tiny", "folder": str(tmp_path_factory.mktemp("runs"))},
+        "evaluation": {"tasks": ["choose"], "tasks_folder": str(tasks)},
+    }
+    config = RunConfig.from_dict(RECIPE | own)
     return config, SelfPlay(config).run()
 
 
@@ -144,6 +150,14 @@ def test_held_out_likelihoods_are_those_of_the_models(run: tuple[RunConfig, dict
     assert entry["held_out_margin"] == pytest.approx((sides["real"] - sides["former"]) / 32, abs=1e-3)
     assert entry["answer_tokens"] == sum(len(row["answer_tokens"]) for row in rows) / 32
     assert summary["baseline"]["held_out_margin"] is None
+
+
+def test_tasks_of_lm_eval_are_asked_of_the_generators(run: tuple[RunConfig, dict]) -> None:
+    config, summary = run
+    scores = [entry["task_choose"] for entry in (summary["baseline"], *summary["iterations"])]
+    assert len(scores) == 3
+    assert scores[0] == pytest.approx(accuracy(config.folder / "start", QUESTIONS, chat=True))
+    assert scores[2] == pytest.approx(accuracy(config.folder / "final", QUESTIONS, chat=True))
 
 
 def logprob(model: Any, prompt: list[int], response: list[int]) -> float:

@@ -166,10 +166,12 @@ class PolicyEngine:
         seed: int | None = None,
         greedy: bool = False,
         with_logprob: bool = False,
+        max_tokens: int | None = None,
     ) -> Response:
-        """Answer one prompt, sampled as `generation` says, or greedily.
+        """Answer one prompt, sampled as `generation` says, or greedily, in at most `max_tokens`.
 
-        `with_logprob` asks for the response's log p before temperature and truncation.
+        By default those are `data.max_response_tokens`. `with_logprob` asks for the response's log p before
+        temperature and truncation.
         """
         generation = self.config.generation
         sampling: dict[str, Any] = {"temperature": 0.0}
@@ -177,7 +179,7 @@ class PolicyEngine:
             sampling = {name: getattr(generation, name) for name in SAMPLING}
         parameters = SamplingParams(
             **sampling,
-            max_tokens=self.config.data.max_response_tokens,
+            max_tokens=max_tokens or self.config.data.max_response_tokens,
             seed=seed,
             # One end token for annotated and written responses, whatever the model's own list says.
             ignore_eos=True,

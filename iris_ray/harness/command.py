@@ -3,7 +3,6 @@
 import json
 import os
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from iris_ray.errors import ConfigError
+from iris_ray.harness.evaluate import check_installed, task_of
 from iris_ray.harness.suites import SUITES, Task
 
 console = Console()
@@ -57,8 +57,7 @@ def evaluate(
     """
     chosen = _chosen(suite, names or [])
     arguments = _arguments(engine or [])
-    if find_spec("lm_eval") is None:
-        raise ConfigError("iris-ray eval: needs the extra `eval`: pip install 'iris-ray[eval]'.")
+    check_installed()
     from actors.environment import generator_environment
     from iris_ray.config import Generation
     from iris_ray.harness.evaluate import Protocol, score
@@ -97,13 +96,7 @@ def _chosen(suite: str | None, names: list[str]) -> list[Task]:
         if suite not in SUITES:
             raise ConfigError(f"--suite {suite}: there is no such suite. There: {', '.join(SUITES)}.")
         return list(SUITES[suite])
-    chosen = []
-    for each in names:
-        name, colon, shots = each.partition(":")
-        if not name or (colon and not shots.isdecimal()):
-            raise ConfigError(f"--task {each}: is no NAME or NAME:SHOTS, such as gsm8k:5.")
-        chosen.append(Task(name, name, int(shots) if colon else None))
-    return chosen
+    return [task_of(each) for each in names]
 
 
 def _arguments(engine: list[str]) -> dict[str, Any]:

@@ -5,13 +5,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iris_ray.errors import ConfigError, first_line
 from iris_ray.harness.cpu_build import answer_for_vllm
-from iris_ray.harness.model import ScoredModel
 from iris_ray.harness.suites import Task
+
+if TYPE_CHECKING:
+    from iris_ray.harness.model import ScoredModel
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Score:
 
 
 def score(
-    model: ScoredModel,
+    model: "ScoredModel",
     tasks: Sequence[Task],
     protocol: Protocol,
     engine: dict[str, Any],
@@ -63,13 +66,7 @@ def score(
     written: what lm-eval says of it, and how it was asked. Raises `ConfigError` for a task that does not
     exist, before the model is loaded.
     """
-    manager = _task_manager(folder)
-    unknown = [task.name for task in tasks if task.name not in manager.task_index]
-    if unknown:
-        raise ConfigError(
-            f"--task: lm-eval knows no {', '.join(unknown)}. `lm-eval ls tasks` lists what there is; --tasks "
-            "names a folder with YAML files of your own."
-        )
+    manager = task_manager(tasks, folder)
     setting = {"model": model.path, "engine": engine, "lm_eval": version("lm-eval"), **asdict(protocol)}
     kept = _read(out, setting)
     lm: Any = None
@@ -86,14 +83,47 @@ def score(
     return [_score(task, kept[_key(task)]) for task in tasks]
 
 
-def _task_manager(folder: Path | None) -> Any:
+def examined(lm: Any, names: Sequence[str], protocol: Protocol, folder: Path | None = None) -> list[Score]:
+    """Scores of a model of lm-eval in tasks `NAME[:SHOTS]`."""
+    tasks = [task_of(name) for name in names]
+    manager = task_manager(tasks, folder)
+    return [_score(task, _asked(lm, manager, task, protocol)) for task in tasks]
+
+
+def task_of(text: str) -> Task:
+    """`NAME` or `NAME:SHOTS`. Raises `ConfigError` for anything else."""
+    name, colon, shots = text.partition(":")
+    if not name or (colon and not shots.isdecimal()):
+        raise ConfigError(f"{text}: is no task NAME or NAME:SHOTS, such as gsm8k:5.")
+    return Task(name, name, int(shots) if colon else None)
+
+
+def check_installed() -> None:
+    """Raise `ConfigError` if lm-eval is not there."""
+    if find_spec("lm_eval") is None:
+        raise ConfigError("lm-eval is not installed. It is the extra `eval`: pip install 'iris-ray[eval]'.")
+
+
+def task_manager(tasks: Sequence[Task], folder: Path | None) -> Any:
+    """What lm-eval finds tasks with: in `folder`, and in its own if need be, which takes it seconds.
+
+    Raises `ConfigError` for a task that it does not know.
+    """
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return TaskManager(include_path=str(folder) if folder else None)
+    for with_own in (False, True):
+        manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=with_own)
+        unknown = [task.name for task in tasks if task.name not in manager.task_index]
+        if not unknown:
+            return manager
+    raise ConfigError(
+        f"lm-eval knows no task {', '.join(unknown)}. `lm-eval ls tasks` lists what there is; --tasks, or "
+        "evaluation.tasks_folder of a run, names a folder with YAML files of your own."
+    )
 
 
-def _loaded(model: ScoredModel, engine: dict[str, Any]) -> Any:
+def _loaded(model: "ScoredModel", engine: dict[str, Any]) -> Any:
     answer_for_vllm()
     from lm_eval.models.vllm_causallms import VLLM
 
