@@ -94,7 +94,7 @@ class LearnerRates:
         passes += self.config.learner.gradient_checkpointing
         passes += first_pass and self.config.learner.reference == "learner"
         computing = passes * flops / busy / self.speeds.learner_flops
-        return self.speeds.learner_step_s + computing + self.communication_s(micro) + self._optimizer_s()
+        return self.speeds.learner_step_s + computing + self.communication_s(micro) + self.optimizer_s()
 
     def micro_batches(self, tokens: float) -> int:
         return max(1, -(-int(tokens) // self.config.learner.micro_batch_tokens))
@@ -122,7 +122,7 @@ class LearnerRates:
             return hardware.within_node_gb_s * 1e9
         return min(hardware.within_node_gb_s, hardware.between_nodes_gb_s) * 1e9
 
-    def _optimizer_s(self) -> float:
+    def optimizer_s(self) -> float:
         """The optimiser reads and writes master weights and moments, and reads gradients."""
         split = self.ranks if self.config.learner.zero_stage else 1
         moved = 28 * self.shape.trained / split
