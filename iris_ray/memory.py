@@ -88,10 +88,8 @@ def activation_bytes(config: RunConfig, shape: "ModelShape", tokens: int, respon
 
 
 def checkpoint_bytes(config: RunConfig, parameters: int, trained: int, within_round: bool) -> int:
-    """Files of one checkpoint without its pairs: master weights and optimiser, and within a round the opponent.
-
-    The opponent is not kept where the generators are the reference.
-    """
+    """Files of one checkpoint without its pairs: master weights and optimiser's state, and within a round the
+    opponent, unless the generators are the reference."""
     moments = 8 if config.learner.optimizer == "adamw" else 4
     opponent = opponent_bytes(config, parameters, trained) if within_round else 0
     return trained * (4 + moments) + opponent

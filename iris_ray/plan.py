@@ -1,6 +1,7 @@
 """The command that tells beforehand what a run will need and do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ def plan(
     from iris_ray.planning.this_machine import this_machine
 
     machines = Hardware.from_yaml(hardware) if hardware else this_machine(config)
-    from iris_ray.planning.planner import make_planner
+    from iris_ray.planning.of_recipe import make_planner
 
     report = make_planner(config, machines, measured or []).report()
     if as_json:
@@ -46,17 +47,15 @@ def plan(
 
 def _print(report: dict[str, Any]) -> None:
     data, model = report["data"], report["model"]
-    console.print(
-        f"{report['run']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['trained'] / 1e6:,.1f} M trained. "
-        f"{data['pairs_per_iteration']:,} pairs an iteration; tokens of prompt {data['prompt_tokens']:.0f}, "
-        f"annotated {data['annotated_tokens']:.0f}, written {data['written_tokens']:.0f}.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(report["speeds_from"], highlight=False, soft_wrap=True)
-    console.print(_memory(report))
-    console.print(_splits(report))
-    console.print(_sync(report))
+    for line in (
+        f"{report['run']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['trained'] / 1e6:,.1f} M of "
+        f"them trained. {data['pairs_per_iteration']:,} pairs an iteration, with {data['prompt_tokens']:.0f} "
+        f"tokens of prompt, {data['annotated_tokens']:.0f} annotated, {data['written_tokens']:.0f} written.",
+        report["speeds_from"],
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+    for table in (_memory(report), _splits(report), _sync(report)):
+        console.print(table)
     full = ", ".join(f"{name} {count:,}" for name, count in report["saturation_generators"].items())
     console.print(f"Busy all the time from so many full generators: {full}.", highlight=False, soft_wrap=True)
     for warning in report["warnings"]:
@@ -64,44 +63,50 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _memory(report: dict[str, Any]) -> Table:
-    table = plain_table("memory, GiB", "in all", "room", "of which")
-    table.columns[3].justify = "left"
-    for role, each in report["memory_gib"].items():
-        parts = ", ".join(f"{name} {size:.1f}" for name, size in each["parts"].items())
-        mark = "" if each["fits"] else " [red]does not fit[/red]"
-        table.add_row(role, f"{each['in_all']:.1f}", f"{each['room']:.1f}", parts + mark)
-    sizes = report["checkpoint_gib"]
-    within = f"within an iteration {sizes['within_an_iteration']:.1f}"
-    table.add_row("checkpoint", f"{sizes['between_iterations']:.1f}", "", within)
+    """One row a part, in GiB; on GPUs of each GPU, else of each process."""
+    sides = report["memory_gib"]
+    table = plain_table("memory, GiB", *(f"a {role}" for role in sides))
+    for part in dict.fromkeys(part for side in sides.values() for part in side["parts"]):
+        table.add_row(
+            part, *(f"{s['parts'][part]:,.2f}" if part in s["parts"] else "" for s in sides.values())
+        )
+    table.add_section()
+    table.add_row("in all", *(f"{side['in_all']:,.2f}" for side in sides.values()))
+    table.add_row("room", *(f"{side['room']:,.2f}" for side in sides.values()))
+    for when, size in report["checkpoint_gib"].items():
+        table.add_row(f"checkpoint {when.replace('_', ' ')}", f"{size:,.2f}", "")
     return table
 
 
 def _splits(report: dict[str, Any]) -> Table:
-    table = plain_table("split", "generators", "ranks", "pairs/s", "learner waits", "generators idle")
-    for column in ("s an iteration", "s in all", "staleness"):
-        table.add_column(column, justify="right")
-    for name in ("as_configured", "balanced"):
-        side = report[name]
-        if side is None:
-            continue
-        found = side["simulated"]
-        table.add_row(
-            name.replace("_", " "),
-            f"{side['generators']:,}",
-            f"{side['learner_ranks']:,}",
-            f"{found['pairs_per_s']:,.1f}",
-            f"{found['learner_idle_share']:.0%}",
-            f"{found['generators_idle_share']:.0%}",
-            f"{found['iterations'][-1]['seconds']:,.0f}",
-            f"{found['run_seconds']:,.0f}",
-            f"{found['staleness_mean']:.1f}, at most {found['staleness_max']}",
-        )
+    sides = {name.replace("_", " "): report[name] for name in ("as_configured", "balanced") if report[name]}
+    table = plain_table("expected", *sides)
+    rows: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
+        "generators": lambda side, _: f"{side['generators']:,}",
+        "learner ranks": lambda side, _: f"{side['learner_ranks']:,}",
+        "generation.max_ahead": lambda side, _: f"{side['max_ahead']:,}",
+        "pairs/s": lambda _, found: f"{found['pairs_per_s']:,.1f}",
+        "learner waits": lambda _, found: f"{found['learner_idle_share']:.0%}",
+        "generators idle": lambda _, found: f"{found['generators_idle_share']:.0%}",
+        "staleness, versions": lambda _, f: f"{f['staleness_mean']:.1f}, at most {f['staleness_max']}",
+        "an iteration, s": lambda _, found: f"{found['iterations'][-1]['seconds']:,.0f}",
+        "the run, s": lambda _, found: f"{found['run_seconds']:,.0f}",
+    }
+    for name, told in rows.items():
+        table.add_row(name, *(told(side, side["simulated"]) for side in sides.values()))
     return table
 
 
 def _sync(report: dict[str, Any]) -> Table:
-    names = ("learner blocked", "made ready beside writing", "engine stands still", "probe", "in all")
-    table = plain_table("an update, s", *names)
-    for transport, seconds in report["sync_seconds"].items():
-        table.add_row(transport, *(f"{seconds[key]:.2f}" for key in seconds))
+    transports = report["sync_seconds"]
+    table = plain_table("an update, s", *transports)
+    rows = {
+        "learner blocked": "blocked",
+        "made ready beside writing": "ready",
+        "engine stands still": "still",
+        "probe": "probe",
+        "in all": "in_all",
+    }
+    for name, key in rows.items():
+        table.add_row(name, *(f"{seconds[key]:.2f}" for seconds in transports.values()))
     return table

@@ -1,12 +1,19 @@
 """Speeds of learner and engine out of runs that were played on the hardware in question.
 
-Each run gives one equation for each side: seconds = steps · (seconds of a step) + arithmetic / (flop/s). One run
-sets the arithmetic's rate, and leaves the seconds of a step as the hardware's description has them; runs that
-differ in batch or model set both, by least squares of the relative errors.
+Each run gives one equation for each side: seconds = steps · (seconds of a step) + arithmetic / (flop/s). One
+run sets the arithmetic's rate, and leaves the seconds of a step as the hardware's description has them; runs
+that differ in batch or model set both, by least squares of the relative errors.
+
+What was measured is longer than that where processes shared cores, or an engine was not full. By how much,
+a simulation of the same run tells, and the equations are solved again with it.
 """
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -15,12 +22,13 @@ from iris_ray.errors import ConfigError
 from iris_ray.planning.engine_queue import EngineQueue, Request
 from iris_ray.planning.hardware import Hardware
 from iris_ray.planning.model_shape import ModelShape, model_shape
-from iris_ray.planning.rates import EngineRates, LearnerRates, Speeds
-from iris_ray.planning.workload import written_by
+from iris_ray.planning.planner import Planner
+from iris_ray.planning.rates import Speeds
+from iris_ray.planning.workload import Workload, written_by
 from iris_ray.run_folder import RunFolder
 
-Lengths = tuple[np.ndarray, np.ndarray, np.ndarray]
 FREE = 1e30  # a rate that costs no time
+ROUNDS = 5  # of solving and simulating
 
 
 @dataclass(frozen=True)
@@ -34,88 +42,130 @@ class Equation:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """What a run tells of speeds, and the lengths of its pairs."""
+    """What a run tells: seconds that each side was busy, and how its pairs were long.
+
+    `slower_beside_writing`: a step's time while the generators write, divided by that when they are done;
+    `None` where they never are, as online.
+    """
 
     name: str
-    learner: Equation
-    engine: Equation
-    written: np.ndarray
+    config: RunConfig
+    shape: ModelShape
+    workload: Workload
+    iterations: int
+    learner_s: float
+    engine_s: float
+    slower_beside_writing: float | None
 
     @classmethod
-    def read(cls, path: Path, hardware: Hardware) -> "MeasuredRun":
+    def read(cls, path: Path) -> "MeasuredRun":
         """Raises `ConfigError` if it holds no run, or one that did not finish an iteration."""
         folder = RunFolder.existing(path)
         config, summary = folder.read_config(), folder.read_summary()
-        if not summary.get("iterations"):
+        rounds = summary.get("iterations")
+        if not rounds:
             raise ConfigError(f"--measured {path}: this run finished no iteration. Name one that did.")
-        shape, lengths = model_shape(config), written_by(folder)
+        prompt, real, written = written_by(folder)
+        data = summary["data"]
         return cls(
             path.name,
-            _learner(config, hardware, shape, lengths, summary),
-            _engine(config, hardware, shape, lengths, summary),
-            lengths[2],
+            config,
+            model_shape(config),
+            Workload(data["train"], data["holdout"], prompt, real, written),
+            len(rounds),
+            sum(entry["seconds"] - entry["learner_waited_seconds"] for entry in rounds),
+            float(written.sum()) / summary["throughput"]["generated_tokens_per_s"],
+            _slower(folder),
         )
 
+    def planner(self, hardware: Hardware, speeds: Speeds) -> Planner:
+        return Planner(self.config, hardware, self.shape, self.workload, speeds)
 
-def _learner(
-    config: RunConfig, hardware: Hardware, shape: ModelShape, lengths: Lengths, summary: dict
-) -> Equation:
-    prompt, real, written = lengths
-    flops = float(np.mean([shape.pair_flops(*pair) for pair in zip(prompt, real, written, strict=True)]))
-    batch, tokens = config.learner.batch_size, sum(float(part.mean()) for part in lengths)
-    rates = LearnerRates(Speeds(1.0, 0.0, 1.0, 0.0, FREE), shape, config, hardware)
-    rounds, epochs = summary["iterations"], config.schedule.epochs
-    steps = sum(entry["steps"] for entry in rounds)
-    fixed = steps * (rates.communication_s(1) + rates.optimizer_s())
-    computed = sum(
-        rates.step_s(batch * flops, batch * tokens, batch, epoch == 0) * steps / epochs for epoch in range(epochs)
-    )
-    # The last batch of a pass may be smaller.
-    full = sum(entry["pairs"] for entry in rounds) / (steps * batch)
-    seconds = sum(entry["seconds"] - entry["learner_waited_seconds"] for entry in rounds)
-    return Equation(steps, (computed - fixed) * full, seconds - fixed)
+    def equations(self, hardware: Hardware, speeds: Speeds) -> tuple[Equation, Equation]:
+        """Of learner and engine, alone and kept full: what was measured, divided by how much longer both take in
+        a simulation at these `speeds`."""
+        found = self.planner(hardware, speeds).simulate(self.iterations)
 
+        def training(**changed: float) -> float:
+            return self.iterations * self.planner(hardware, replace(speeds, **changed)).training_s()
 
-def _engine(
-    config: RunConfig, hardware: Hardware, shape: ModelShape, lengths: Lengths, summary: dict
-) -> Equation:
-    """The same requests once more through an engine's queue, which counts its steps and its arithmetic."""
-    prompt, real, written = (part.tolist() for part in lengths)
-    scores = config.learner.reference == "generator"
-    pairs = [
-        Request(None, x, y, scores * (x + other)) for x, other, y in zip(prompt, real, written, strict=True)
-    ]
-    count = config.generation.count
-    asked = min(config.evaluation.prompts, summary["data"]["holdout"]) * (len(summary["iterations"]) + 1)
-    questions = [Request(None, *pairs[index % len(pairs)][1:3]) for index in range(asked)]
-    on_gpu = config.generation.num_gpus > 0
+        def writing(**changed: float) -> float:
+            return self._replayed(hardware, replace(speeds, **changed))
 
-    def passed(step_s: float, flops_per_s: float, bytes_per_s: float) -> float:
-        speeds = Speeds(FREE, 0.0, flops_per_s, step_s, bytes_per_s)
-        rates = EngineRates(speeds, shape, config.model.dtype, on_gpu=on_gpu)
-        queue: EngineQueue[None] = EngineQueue(rates, config.generation.concurrency)
+        sides = (
+            (training, "learner", self.learner_s, found["learner_busy_s"]),
+            (writing, "engine", self.engine_s, found["generators_busy_s"]),
+        )
+        learner, engine = (_equation(*side) for side in sides)
+        return learner, engine
+
+    def _replayed(self, hardware: Hardware, speeds: Speeds) -> float:
+        """The same requests once more through an engine's queue; seconds of all engines together."""
+        work, config = self.workload, self.config
+        count, scores = config.generation.count, config.learner.reference == "generator"
+        lengths = zip(work.prompt.tolist(), work.real.tolist(), work.written.tolist(), strict=True)
+        pairs = [Request(None, x, y, scores * (x + other)) for x, other, y in lengths]
+        asked = min(config.evaluation.prompts, work.holdout) * self.iterations
+        questions = [Request(None, *pairs[index % len(pairs)][1:3]) for index in range(asked)]
+        queue: EngineQueue[None] = EngineQueue(
+            self.planner(hardware, speeds).engine, config.generation.concurrency
+        )
         queue.admit(pairs[::count] + questions[::count])
         return queue.advance(np.inf, 0)[0] * count
 
-    moving = passed(0.0, FREE, Speeds.of(hardware, config).engine_bytes)
-    tokens, rate = float(sum(written)), summary["throughput"]["generated_tokens_per_s"]
-    return Equation(passed(1.0, FREE, FREE), passed(0.0, 1.0, FREE), max(tokens / rate - moving, 0.1))
+
+def _equation(alone: Callable[..., float], side: str, measured_s: float, simulated_s: float) -> Equation:
+    """`alone` tells the seconds at other speeds: at none but one, each part of them stands by itself."""
+    step, rate = f"{side}_step_s", f"{side}_flops"
+    rest = alone(**{step: 0.0, rate: FREE})
+    steps = alone(**{step: 1.0, rate: FREE}) - rest
+    flops = alone(**{step: 0.0, rate: 1.0}) - rest
+    longer = simulated_s / alone()
+    return Equation(steps, flops, max(measured_s / longer - rest, 1e-3 * measured_s))
 
 
-def calibrated(speeds: Speeds, runs: list[MeasuredRun]) -> Speeds:
+def _slower(folder: RunFolder) -> float | None:
+    beside: list[float] = []
+    alone: list[float] = []
+    written = True
+    lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
+    for before, after in pairwise(map(json.loads, lines)):
+        if after["event"] == "written":
+            written = True
+        elif after["event"] == "step" and after["step"] == 1:
+            written = False
+        if (before["event"], after["event"]) == ("step", "step"):
+            (alone if written else beside).append(after["time"] - before["time"])
+    return median(beside) / median(alone) if min(len(beside), len(alone)) > 4 else None
+
+
+def calibrated(speeds: Speeds, runs: list[MeasuredRun], hardware: Hardware) -> Speeds:
     """`speeds` with what the runs tell."""
-    learner_step, learner_flops = _solve([run.learner for run in runs], speeds.learner_step_s)
-    engine_step, engine_flops = _solve([run.engine for run in runs], speeds.engine_step_s)
-    return replace(
-        speeds,
-        learner_step_s=learner_step,
-        learner_flops=learner_flops,
-        engine_step_s=engine_step,
-        engine_flops=engine_flops,
-    )
+    found = speeds
+    slower = [run for run in runs if run.slower_beside_writing]
+    if slower and not hardware.gpus_per_node:
+        cores = [
+            (run.slower_beside_writing or 1) * hardware.cores
+            - run.config.learner.workers * max(1, int(run.config.learner.num_cpus))
+            for run in slower
+        ]
+        each = [demand / run.config.generation.count for demand, run in zip(cores, slower, strict=True)]
+        found = replace(found, engine_cores=max(speeds.engine_cores, median(each)))
+    for _ in range(ROUNDS):
+        learner, engine = zip(*(run.equations(hardware, found) for run in runs), strict=True)
+        learner_step, learner_flops = solve(learner, speeds.learner_step_s)
+        engine_step, engine_flops = solve(engine, speeds.engine_step_s)
+        found = replace(
+            found,
+            learner_step_s=learner_step,
+            learner_flops=learner_flops,
+            engine_step_s=engine_step,
+            engine_flops=engine_flops,
+        )
+    return found
 
 
-def _solve(equations: list[Equation], step_s: float) -> tuple[float, float]:
+def solve(equations: Sequence[Equation], step_s: float) -> tuple[float, float]:
     """Seconds of a step and flop/s, neither of them negative."""
     steps, flops, seconds = np.array([(e.steps, e.flops, e.seconds) for e in equations]).T
     if len(equations) > 1:

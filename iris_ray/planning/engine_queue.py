@@ -59,7 +59,8 @@ class EngineQueue(Generic[Tag]):
 
         Returns the seconds that passed, and what was finished in them.
         """
-        passed, finished = self._start_waiting(), []
+        finished: list[Tag] = []
+        passed = self._start_waiting()
         while self._writing and passed < seconds:
             count = len(self._writing)
             token_s = self.rates.decode_s(count, self._context / count)

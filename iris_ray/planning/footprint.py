@@ -100,8 +100,7 @@ def cached_tokens(config: RunConfig, footprint: Footprint, shape: ModelShape) ->
 
 def checkpoint_gib(config: RunConfig, shape: ModelShape) -> dict[str, float]:
     """At the end of an iteration, and within one; pairs not counted."""
-    sizes = {
+    return {
         name: checkpoint_bytes(config, shape.parameters, shape.trained, within) / GIB
         for name, within in (("between_iterations", False), ("within_an_iteration", True))
     }
-    return sizes

@@ -11,25 +11,26 @@ from iris_ray.errors import ConfigError
 
 
 class CallSeconds(Section):
-    """Seconds that an actor is occupied by a call. The defaults were measured on one core of a virtual machine
-    (docs/planning.md). A call costs its base and a part for each pair in it."""
+    """Seconds that an actor is occupied by a call: its base, and a part for each pair in it.
 
-    lease: float = Field(1.2e-3, ge=0)
+    The defaults were measured on a virtual machine with two cores (docs/planning.md)."""
+
+    lease: float = Field(1.3e-3, ge=0)
     """Sample buffer: hand out prompts."""
-    lease_pair: float = Field(4e-5, ge=0)
-    add: float = Field(8e-4, ge=0)
+    lease_pair: float = Field(8.5e-5, ge=0)
+    add: float = Field(1.2e-3, ge=0)
     """Sample buffer: take in written pairs."""
-    add_pair: float = Field(2e-5, ge=0)
-    share: float = Field(6e-4, ge=0)
+    add_pair: float = Field(6e-6, ge=0)
+    share: float = Field(1.1e-3, ge=0)
     """Sample buffer: a rank's batch, and entering it in the ledger afterwards."""
-    share_pair: float = Field(4e-6, ge=0)
-    wake: float = Field(1e-5, ge=0)
+    share_pair: float = Field(1.2e-5, ge=0)
+    wake: float = Field(2e-6, ge=0)
     """Sample buffer: look again whether there is work for a generator that waits, after every change."""
-    get: float = Field(4e-4, ge=0)
+    get: float = Field(5e-4, ge=0)
     """Weight store: which version is the newest; asked for with every lease."""
-    record: float = Field(5e-4, ge=0)
+    record: float = Field(5.5e-4, ge=0)
     """Controller: take note of a step or an update."""
-    heartbeat: float = Field(6e-4, ge=0)
+    heartbeat: float = Field(4e-4, ge=0)
     """Generator pool: ask a generator how it is, once a second."""
 
 

@@ -2,13 +2,10 @@
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from iris_ray.config import RunConfig
-from iris_ray.errors import ConfigError
 from iris_ray.memory import GIB
-from iris_ray.planning.calibration import MeasuredRun, calibrated
 from iris_ray.planning.footprint import (
     cached_tokens,
     checkpoint_gib,
@@ -16,11 +13,11 @@ from iris_ray.planning.footprint import (
     learner_footprint,
 )
 from iris_ray.planning.hardware import Hardware
-from iris_ray.planning.model_shape import ModelShape, model_shape
+from iris_ray.planning.model_shape import ModelShape
 from iris_ray.planning.rates import EngineRates, LearnerRates, Speeds
 from iris_ray.planning.simulation import DELIVERY_S, Costs, Simulation
 from iris_ray.planning.weight_sync import SyncSeconds, sync_seconds
-from iris_ray.planning.workload import Workload, made_up, of_recipe
+from iris_ray.planning.workload import Workload
 
 SIMULATED = 2  # iterations; those that follow are like the last of them
 BETWEEN_S = 1.0  # beside writing a checkpoint: opening the next round, measured on two cores
@@ -47,13 +44,26 @@ class Planner:
         self.on_gpus = config.generation.num_gpus > 0
 
     def with_split(self, generators: int, ranks: int) -> "Planner":
+        """The same with so many; `generation.max_ahead` is raised to where it holds nobody up."""
+        ahead = max(self.config.generation.max_ahead, self.ahead_needed(generators))
+        split = {"count": generators, "autoscale": None, "max_ahead": ahead}
         config = self.config.model_copy(
             update={
-                "generation": self.config.generation.model_copy(update={"count": generators, "autoscale": None}),
+                "generation": self.config.generation.model_copy(update=split),
                 "learner": self.config.learner.model_copy(update={"workers": ranks}),
             }
         )
-        return Planner(config, self.hardware, self.shape, self.workload, self.speeds)
+        return Planner(config, self.hardware, self.shape, self.workload, self.speeds, self.speeds_from)
+
+    def ahead_needed(self, generators: int) -> int:
+        """Pairs that must be under way or waiting for no engine to run dry.
+
+        Batches are served in order. While the longest response of a batch is written, others are begun and
+        finished behind it.
+        """
+        written = self.workload.written
+        longest = float(written.max() / written.mean())
+        return math.ceil(generators * self.concurrency * (1 + longest)) + self.config.learner.batch_size
 
     @property
     def engine(self) -> EngineRates:
@@ -65,7 +75,7 @@ class Planner:
 
     @property
     def concurrency(self) -> int:
-        """Responses that an engine really writes at a time: those whose keys and values fit into its cache."""
+        """Responses that an engine writes at a time: those whose keys and values fit into its cache."""
         prompt, _, written = self.workload.means()
         footprint = generator_footprint(self.config, self.hardware, self.shape)
         fitting = int(cached_tokens(self.config, footprint, self.shape) / (prompt + written))
@@ -120,10 +130,11 @@ class Planner:
             self.sync(),
             hardware.calls,
             between_s=BETWEEN_S + self.checkpoint_s(),
+            checkpoint_s=self.checkpoint_s(),
             start_s=hardware.start_s,
             failure_s=None if failure_h is None else 3600 * failure_h,
             cores=None if self.on_gpus else hardware.cores,
-            engine_cores=max(1, int(self.config.generation.num_cpus)),
+            engine_cores=self.speeds.engine_cores,
             learner_cores=self.config.learner.workers * max(1, int(self.config.learner.num_cpus)),
         )
 
@@ -235,36 +246,9 @@ class Planner:
         return {
             "generators": self.config.generation.count,
             "learner_ranks": self.config.learner.workers,
+            "max_ahead": self.config.generation.max_ahead,
             "generator_pairs_per_s": self.generator_pairs_per_s(),
             "writing_alone_s": self.writing_s(),
             "training_alone_s": self.training_s(),
             "simulated": found,
         }
-
-
-
-
-def make_planner(config: RunConfig, hardware: Hardware, measured: list[Path]) -> Planner:
-    """The planner of a recipe. With runs in `measured` speeds are theirs, and responses as long as theirs.
-
-    Raises `ConfigError` for hardware that does not fit the recipe, and all that reading model and data may raise.
-    """
-    check_kind(config, hardware)
-    runs = [MeasuredRun.read(path, hardware) for path in measured]
-    shape = model_shape(config)
-    workload = made_up(hardware.data, config) if hardware.data else of_recipe(config)
-    speeds, told = Speeds.of(hardware, config), ""
-    if runs:
-        speeds = calibrated(speeds, runs)
-        told = f"Speeds are those of {', '.join(run.name for run in runs)}."
-    return Planner(config, hardware, shape, workload, speeds, told)
-
-
-def check_kind(config: RunConfig, hardware: Hardware) -> None:
-    """Raises `ConfigError` if recipe and hardware do not speak of the same kind of processor."""
-    for field, asked in (("generation", config.generation.num_gpus), ("learner", config.learner.num_gpus)):
-        if bool(asked) != bool(hardware.gpus_per_node):
-            raise ConfigError(
-                f"{field}.num_gpus is {asked:g}, and the hardware has {hardware.gpus_per_node} GPUs per node. Set "
-                f"{field}.num_gpus={int(hardware.gpus_per_node > 0)}, or correct gpus_per_node."
-            )

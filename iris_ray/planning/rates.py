@@ -14,13 +14,17 @@ from iris_ray.planning.model_shape import TRAINING_PASSES, ModelShape
 
 @dataclass(frozen=True)
 class Speeds:
-    """What calibration changes: flop/s and seconds of one learner rank and of one engine."""
+    """What calibration changes: flop/s and seconds of one learner rank and of one engine.
+
+    `engine_cores`: what a generator that writes occupies on CPUs, its Python and Ray's included.
+    """
 
     learner_flops: float
     learner_step_s: float
     engine_flops: float
     engine_step_s: float
     engine_bytes: float
+    engine_cores: float = 1.0
 
     @classmethod
     def of(cls, hardware: Hardware, config: RunConfig) -> "Speeds":
@@ -38,6 +42,7 @@ class Speeds:
             hardware.prefill_share * engine,
             hardware.engine_step_s,
             bandwidth,
+            max(1, int(config.generation.num_cpus)),
         )
 
 

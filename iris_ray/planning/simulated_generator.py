@@ -80,7 +80,7 @@ class SimulatedGenerator:
         self.work_on(Request((0, EVALUATION, version), prompt, int(length)) for length in lengths)
 
     def use_version(self, version: int) -> Process:
-        """Newer weights, unless they are in place: fetched beside writing, loaded while the engine stands still."""
+        """Newer weights, unless they are in place: fetched beside writing, loaded while it stands still."""
         simulation = self.simulation
         yield simulation.store.call(simulation.calls.get)
         if self.version >= version:

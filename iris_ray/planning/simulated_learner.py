@@ -49,6 +49,9 @@ class SimulatedLearner:
                 self.staleness += yield from buffer.commit(step)
                 simulation.controller.occupy(simulation.calls.record, 1)
                 done = step + 1
+                saves = config.checkpoint.every_steps
+                if saves and done % saves == 0 and done < current.steps:
+                    yield self.env.timeout(simulation.costs.checkpoint_s)
                 if every and done % every == 0 and done < current.steps:
                     yield from self._publish(newest_version(round_, done, every))
             seconds = self.env.now - begin

@@ -36,6 +36,7 @@ class Costs:
     sync: SyncSeconds
     calls: CallSeconds
     between_s: float = 0.0
+    checkpoint_s: float = 0.0
     start_s: float = 40.0
     failure_s: float | None = None
     cores: float | None = None
@@ -44,7 +45,7 @@ class Costs:
 
 
 class Simulation:
-    """One game of `iterations` rounds. Its generators are ready when it begins; those that follow start first.
+    """A game of `iterations` rounds. Its generators are ready when it begins; those that follow start first.
 
     The lengths of responses follow the run's seed, iteration and position, whoever writes them.
     """
@@ -226,6 +227,8 @@ class Simulation:
             "pairs_per_s": pairs / seconds,
             "learner_idle_share": waited / seconds,
             "generators_idle_share": 1 - sum(each.busy_s for each in everyone) / ready,
+            "learner_busy_s": self.learner.busy_s,
+            "generators_busy_s": sum(each.busy_s for each in everyone),
             "written_tokens_per_s": sum(each.queue.tokens for each in everyone) / now,
             "staleness_mean": fmean(self.learner.staleness),
             "staleness_max": max(self.learner.staleness),
@@ -239,5 +242,3 @@ class Simulation:
                 "generator pool": min(pool_s, 1.0),
             },
         }
-
-

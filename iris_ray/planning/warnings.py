@@ -29,14 +29,14 @@ def _room(planner: "Planner", learner: Footprint, generator: Footprint) -> Itera
     where = "GPU" if planner.on_gpus else "node"
     if not learner.fits:
         yield (
-            f"A learner rank takes {learner.in_all:.1f} GiB of a {where}'s {learner.room:.1f} GiB. In this order: "
-            "learner.zero_stage=3, more learner.workers, learner.reference=generator, a smaller "
+            f"A learner rank takes {learner.in_all:.1f} GiB of a {where}'s {learner.room:.1f} GiB. In this "
+            "order: learner.zero_stage=3, more learner.workers, learner.reference=generator, a smaller "
             "learner.micro_batch_tokens, learner.gradient_checkpointing, learner.offload, model.lora."
         )
     if not generator.fits or generator.parts["KV cache"] <= 0:
         yield (
-            f"A generator's weights leave no room for its cache in {generator.room:.1f} GiB of a {where}. Raise "
-            "generation.tensor_parallel."
+            f"A generator's weights leave no room for its cache in {generator.room:.1f} GiB of a {where}. "
+            "Raise generation.tensor_parallel."
         )
     elif planner.concurrency < config.generation.concurrency:
         yield (
@@ -48,7 +48,7 @@ def _room(planner: "Planner", learner: Footprint, generator: Footprint) -> Itera
     there = hardware.nodes * hardware.node_memory_gib
     if host > there:
         yield (
-            f"All processes ask for {host:.0f} GiB of host memory, and there are {there:.0f} GiB. Add nodes, "
+            f"All processes ask for {host:.0f} GiB of host memory, and there are {there:.0f} GiB. Add nodes "
             "or lower generation.count, learner.workers or generation.kv_cache_gib."
         )
     if planner.on_gpus:
@@ -56,8 +56,8 @@ def _room(planner: "Planner", learner: Footprint, generator: Footprint) -> Itera
         gpus += ranks * config.learner.num_gpus
         if gpus > hardware.gpus:
             yield (
-                f"The recipe asks for {gpus:g} GPUs, and there are {hardware.gpus}. Lower generation.count or "
-                "learner.workers."
+                f"The recipe asks for {gpus:g} GPUs, and there are {hardware.gpus}. Lower "
+                "generation.count or learner.workers."
             )
     elif (cores := generation.count * generation.num_cpus + ranks * config.learner.num_cpus) > hardware.cores:
         yield f"The recipe asks for {cores:g} cores, and there are {hardware.cores}."
@@ -72,10 +72,11 @@ def _limits(planner: "Planner") -> Iterator[str]:
             f"{config.learner.workers - batch} ranks have no pair to train on."
         )
     every = steps_between(config.schedule)
-    if slots > config.generation.max_ahead:
+    needed = planner.ahead_needed(config.generation.count)
+    if min(needed, planner.pairs) > config.generation.max_ahead:
         yield (
-            f"The engines have {slots} places, and generation.max_ahead lets {config.generation.max_ahead} pairs "
-            f"be under way or waiting. Raise it to {2 * slots}, or the generators idle."
+            f"The engines have {slots} places, and generation.max_ahead lets {config.generation.max_ahead} "
+            f"pairs be under way or waiting. Generators are never held up from {needed} on."
         )
     if every and slots > (window := (config.schedule.max_staleness + 1) * every * batch):
         yield (
@@ -83,11 +84,12 @@ def _limits(planner: "Planner") -> Iterator[str]:
             f"learner.batch_size let {window} pairs be under way. Raise one of them, or the generators idle."
         )
     if slots > planner.pairs:
-        yield f"The engines have {slots} places, and an iteration has {planner.pairs} pairs: some write nothing."
+        yield f"The engines have {slots} places, and an iteration has {planner.pairs} pairs: some stay empty."
     sync = planner.sync()
     if sync.in_all > config.sync.timeout_s:
         yield (
-            f"An update takes about {sync.in_all:.0f} s, and sync.timeout_s is {config.sync.timeout_s:g}. Raise it."
+            f"An update takes about {sync.in_all:.0f} s, and sync.timeout_s is {config.sync.timeout_s:g}. "
+            "Raise it."
         )
 
 
@@ -95,8 +97,8 @@ def _waiting(planner: "Planner", found: dict[str, Any]) -> Iterator[str]:
     learner, generators = found["learner_idle_share"], found["generators_idle_share"]
     if learner > WAITS:
         yield (
-            f"The learner waits {learner:.0%} of the time. More generators help, or a larger generation.concurrency, "
-            "as long as the generators do not idle as well."
+            f"The learner waits {learner:.0%} of the time. More generators help, or a larger "
+            "generation.concurrency, as long as the generators do not idle as well."
         )
     if generators > 0.5:
         yield f"Generators idle {generators:.0%} of the time: fewer would do, or give the learner more."

@@ -48,9 +48,12 @@ def sync_seconds(
     mean_length: float,
     transport: str,
 ) -> SyncSeconds:
-    """`object_store`: bytes reach a node once, from any node that has them, so their number doubles with each
-    hop [a bound, not measured]; generators of a node share its memory. `nccl`, `gloo`: one broadcast, for which
-    learner and engines stand still."""
+    """Of one version, to all generators.
+
+    `object_store`: bytes reach a node once, from any node that has them, so that the nodes that have them
+    double with each hop (a bound, not measured). `nccl`, `gloo`: one broadcast, for which learner and engines
+    stand still.
+    """
     size = published_bytes(config, shape)
     probe = probe_s(config, engine, mean_length)
     per_node = max(1, hardware.gpus_per_node // max(1, config.generation.tensor_parallel))

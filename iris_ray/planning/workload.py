@@ -58,8 +58,8 @@ def made_up(data: MadeUpData, config: RunConfig) -> Workload:
     ):
         if mean > limit:
             raise ConfigError(
-                f"--hardware: data.{field} ({mean:g}) is above the recipe's data.max_{field} ({limit}). Lower "
-                "it, or raise that."
+                f"--hardware: data.{field} ({mean:g}) is above the recipe's data.max_{field} ({limit}). "
+                "Lower it, or raise that."
             )
     responses = data.response_tokens, config.data.max_response_tokens
     prompts = lengths(data.prompt_tokens, config.data.max_prompt_tokens)
