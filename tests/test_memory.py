@@ -1,14 +1,21 @@
 """What a learner holds of its model, beside DeepSpeed's own estimators; sizes on the meta device."""
 
+from pathlib import Path
+
 import pytest
 from conftest import run_config
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
+from benchmarks.learner.curves import Point, load
 from iris_ray.config import RunConfig
-from iris_ray.memory import checkpoint_bytes, model_states, opponent_bytes
+from iris_ray.memory import activation_bytes, checkpoint_bytes, model_states, opponent_bytes
+from iris_ray.planning.footprint import TEMPORARIES
+from iris_ray.planning.model_shape import ModelShape
 
 PARAMETERS, LAYER = 7_000_000_000, 200_000_000
+
+MEASURED = load(Path(__file__).parents[1] / "docs" / "learner-performance" / "curves.csv")
 
 
 def recipe(dtype: str = "bfloat16", **learner) -> RunConfig:
@@ -75,3 +82,26 @@ def test_the_opponent_is_whole_on_each_rank_unless_the_generators_score() -> Non
 def test_a_checkpoint_holds_master_weights_and_moments_and_within_a_round_the_opponent() -> None:
     assert checkpoint_bytes(recipe(), 10, 10, within_round=False) == 120
     assert checkpoint_bytes(recipe(), 10, 10, within_round=True) == 140
+
+
+def test_parts_add_up_to_what_learners_took() -> None:
+    """Of those whose peak is not mostly libraries; peaks are without imports."""
+    compared = 0
+    for row in MEASURED:
+        peak = float(row["peak_memory_mib_ours"]) - float(row["imported_memory_mib_ours"])
+        if row["dtype"] != "bf16" or peak < 600:
+            continue
+        work = Point(row["curve"], int(row["value"])).workload
+        parameters, kv_width = work.parameters, work.hidden // work.heads * work.kv_heads
+        shape = ModelShape(
+            parameters, parameters, 0, work.layers, work.hidden, work.intermediate, work.hidden, kv_width,
+            work.vocab, 0,
+        )  # fmt: skip
+        config, responses = recipe(zero_stage=0), 2 * work.pairs * work.response_tokens
+        tokens = work.pairs * work.prompt_tokens + responses
+        parts = model_states(config, parameters, parameters, 1).on_device
+        parts += opponent_bytes(config, parameters, parameters)
+        parts += activation_bytes(config, shape, tokens, responses)
+        assert (1 + TEMPORARIES) * parts / (1 << 20) == pytest.approx(peak, rel=0.15), row["curve"]
+        compared += 1
+    assert compared >= 5

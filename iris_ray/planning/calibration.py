@@ -82,7 +82,7 @@ class MeasuredRun:
         return Planner(self.config, hardware, self.shape, self.workload, speeds)
 
     def equations(self, hardware: Hardware, speeds: Speeds) -> tuple[Equation, Equation]:
-        """Of learner and engine, alone and kept full: what was measured, divided by how much longer both take in
+        """Of learner and engine, alone and kept full: what was measured, over how much longer both take in a
         a simulation at these `speeds`."""
         found = self.planner(hardware, speeds).simulate(self.iterations)
 

@@ -19,6 +19,8 @@ from iris_ray.resources import GENERATOR_BYTES, RANK_BYTES, generator_memory, le
 # What torch and its communication hold of a GPU beside tensors, and what vLLM's graphs and passes take. Not
 # measured here.
 GPU_CONTEXT_BYTES = 1.5 * GIB
+# On CPUs a learner's measured peaks are 1.22 to 1.37 times the sum of its parts (docs/planning.md).
+TEMPORARIES = 0.3
 ENGINE_BYTES = 3 * GIB
 
 
@@ -68,6 +70,7 @@ def learner_footprint(
         room = (hardware.gpu_memory_gib or 0) * learner.num_gpus
     else:
         parts["offloaded"] = states.offloaded
+        parts["temporaries"] = TEMPORARIES * (sum(parts.values()) - RANK_BYTES)
     parts = {name: size / GIB for name, size in parts.items() if size}
     return Footprint(parts, room, learner_memory(config, shape.parameters) / GIB)
 

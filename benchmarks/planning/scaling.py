@@ -1,0 +1,142 @@
+"""Throughput and idle time against the number of generators: `python -m benchmarks.planning.scaling`.
+
+Simulated, nothing of it measured: a model of 8 B parameters on GPUs that `hardware.yaml` beside this file
+describes. Writes `scaling.csv`, and draws it, into docs/planning. Takes some minutes.
+"""
+
+import csv
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import typer
+from rich.console import Console
+from transformers import LlamaConfig
+
+from iris_ray.config import RunConfig
+from iris_ray.planning.hardware import Hardware, MadeUpData
+from iris_ray.planning.of_recipe import make_planner
+from iris_ray.planning.planner import Planner
+
+HERE = Path(__file__).parent
+OUT = HERE.parents[1] / "docs" / "planning"
+GENERATORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000)
+CONCURRENCY, LEAST_PAIRS = 64, 8192
+LEARNERS = {"64 ranks": 64, "512 ranks": 512}
+COLUMNS = (
+    "learner",
+    "generators",
+    "pairs_per_s",
+    "learner_idle",
+    "generators_idle",
+    "buffer_busy",
+    "pool_busy",
+)
+Row = dict[str, Any]
+
+
+def planner(folder: Path, generators: int, ranks: int, prompts: int) -> Planner:
+    config = RunConfig.from_dict(
+        {
+            "run": {"name": "scaling"},
+            "model": {"path": str(folder)},
+            "data": {"path": "made-up", "max_prompt_tokens": 1024, "max_response_tokens": 1024},
+            "schedule": {"iterations": 1, "epochs": 1},
+            "generation": {"num_gpus": 1, "count": generators, "concurrency": CONCURRENCY},
+            "learner": {
+                "num_gpus": 1,
+                "workers": ranks,
+                "batch_size": 1024,
+                "zero_stage": 3,
+                "gradient_checkpointing": True,
+                "reference": "generator",
+            },
+            "evaluation": {"prompts": 0},
+        }
+    )
+    hardware = Hardware.from_yaml(HERE / "hardware.yaml")
+    data = MadeUpData(prompts=prompts, prompt_tokens=200, response_tokens=300)
+    found = make_planner(config, hardware.model_copy(update={"data": data}), [])
+    return found.with_split(generators, ranks)
+
+
+def simulate(say: Any = print) -> list[Row]:
+    rows = []
+    with TemporaryDirectory() as name:
+        LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            vocab_size=128256,
+            max_position_embeddings=8192,
+        ).save_pretrained(name)
+        for learner, ranks in LEARNERS.items():
+            for generators in GENERATORS:
+                say(f"{learner}, {generators} generators")
+                prompts = max(LEAST_PAIRS, 2 * CONCURRENCY * generators)
+                found = planner(Path(name), generators, ranks, prompts).simulate()
+                row = {
+                    "learner": learner,
+                    "generators": generators,
+                    "pairs_per_s": found["pairs_per_s"],
+                    "learner_idle": found["learner_idle_share"],
+                    "generators_idle": found["generators_idle_share"],
+                    "buffer_busy": found["busy_share"]["sample buffer"],
+                    "pool_busy": found["busy_share"]["generator pool"],
+                }
+                rows.append(row)
+    return rows
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    mpl.rcParams.update(
+        {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    )
+    figure, (rates, idle, busy) = plt.subplots(1, 3, figsize=(12, 3.4))
+    for learner, style in zip(LEARNERS, ("-", ":"), strict=True):
+        here = [row for row in rows if row["learner"] == learner]
+        counts = [row["generators"] for row in here]
+        for axis, column, color, label in (
+            (rates, "pairs_per_s", "tab:green", "pairs/s"),
+            (idle, "learner_idle", "tab:blue", "learner"),
+            (idle, "generators_idle", "tab:orange", "generators"),
+            (busy, "buffer_busy", "tab:red", "sample buffer"),
+            (busy, "pool_busy", "tab:purple", "generator pool"),
+        ):
+            values = [row[column] for row in here]
+            axis.plot(counts, values, color=color, linestyle=style, marker="o", markersize=2.5,
+                      label=f"{label}, {learner}")  # fmt: skip
+    titles = ("pairs per second", "share of the time idle", "share of the time busy")
+    for axis, title in zip((rates, idle, busy), titles, strict=True):
+        axis.set_title(f"{title} (simulated)")
+        axis.set_xlabel("generators")
+        axis.set_xscale("log")
+        axis.legend(frameon=False, fontsize=7)
+    rates.set_yscale("log")
+    idle.set_ylim(0, 1)
+    busy.set_ylim(0, 1.05)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    with Console(stderr=True).status("starting") as status:
+        rows = simulate(status.update)
+    with (OUT / "scaling.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(
+            {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in r.items()} for r in rows
+        )
+    draw(rows, OUT / "scaling.svg")
+
+
+if __name__ == "__main__":
+    typer.run(main)
