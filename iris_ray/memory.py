@@ -73,8 +73,8 @@ def activation_bytes(config: RunConfig, shape: "ModelShape", tokens: int, respon
     Counted per token and layer of a gated decoder: two norms with their float32 copies, queries, keys and
     values before and after rotation, attention's output, both residuals, and four tensors of the feed-forward
     part. With gradient checkpointing a layer's input, and all of that for one layer alone. Of the logits of
-    response tokens, at most 256 MiB in float32 at a time, six such tables stand there: themselves, log-softmax
-    and gradients with their copies (measured on a CPU: 6 to 8).
+    response tokens, at most 256 MiB in float32 at a time, six such tables stand there: themselves,
+    log-softmax and gradients with their copies (measured on a CPU: 6 to 8).
     """
     width, hidden = BYTES[config.model.dtype], shape.hidden
     attention = width * (6 * hidden + 3 * (shape.query_width + 2 * shape.kv_width))
