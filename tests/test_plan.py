@@ -154,20 +154,21 @@ def test_a_model_too_large_for_the_gpu_is_told(plan: Plan) -> None:
     assert any("learner.zero_stage=3" in warning for warning in told["warnings"])
 
 
-def test_two_equations_give_step_and_arithmetic() -> None:
-    step_s, flops = 0.05, 2e9
+def test_two_equations_give_what_is_fixed_and_the_factor() -> None:
+    fixed, factor = 0.05, 1.7
 
-    def measured(steps: float, work: float) -> Equation:
-        return Equation(steps, work, steps * step_s + work / flops)
+    def measured(count: float, work: float) -> Equation:
+        return Equation(count, work, count * fixed + work * factor)
 
-    assert solve([measured(100, 1e10), measured(100, 1e11)], 1.0) == pytest.approx((step_s, flops))
-    # One run alone: the seconds of a step are given.
-    assert solve([measured(100, 1e10)], step_s) == pytest.approx((step_s, flops))
+    assert solve([measured(100, 3), measured(100, 30)], 1.0) == pytest.approx((fixed, factor))
+    # One run alone: what is fixed is given.
+    assert solve([measured(100, 3)], fixed) == pytest.approx((fixed, factor))
 
 
 def test_speeds_come_back_from_a_run_that_had_them(tmp_path: Path) -> None:
     hardware = Hardware(**CPUS)
-    true = Speeds(3e9, 0.03, 1e9, 0.002, 14e9)
+    # The engine's step and arithmetic are in the proportion of the description, which calibration keeps.
+    true = Speeds(3e9, 0.03, 25e9, 0.008, 14e9, engine_request_s=0.003)
     runs = []
     for name, changed in (("a", {}), ("b", {"learner.batch_size": 128, "generation.concurrency": 8})):
         values = RECIPE | {"run": {"name": name, "folder": str(tmp_path)}}
@@ -177,7 +178,7 @@ def test_speeds_come_back_from_a_run_that_had_them(tmp_path: Path) -> None:
         runs.append(_played(RunConfig.from_dict(values), hardware, true))
     guessed = Speeds.of(hardware, RunFolder(runs[0]).read_config())
     found = calibrated(guessed, [MeasuredRun.read(run) for run in runs], hardware)
-    for field in ("learner_flops", "learner_step_s", "engine_flops", "engine_step_s"):
+    for field in ("learner_flops", "learner_step_s", "engine_flops", "engine_request_s"):
         assert getattr(found, field) == pytest.approx(getattr(true, field), rel=0.1), field
 
 

@@ -39,7 +39,7 @@ def recipe(**sections) -> RunConfig:
 
 def costs(config: RunConfig, *, token_s: float, step_s: float, **changed) -> Costs:
     """A token of every response takes `token_s`, however many are written; a step of the learner `step_s`."""
-    speeds = Speeds(FREE, step_s, FREE, token_s, FREE)
+    speeds = Speeds(FREE, step_s, FREE, token_s, FREE, engine_request_s=0.0)
     hardware = Hardware(matrix_tflops=1, bandwidth_gb_s=1_000_000)
     plain = Costs(
         SHAPE,

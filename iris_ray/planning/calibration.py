@@ -1,8 +1,9 @@
 """Speeds of learner and engine out of runs that were played on the hardware in question.
 
-Each run gives one equation for each side: seconds = steps · (seconds of a step) + arithmetic / (flop/s). One
-run sets the arithmetic's rate, and leaves the seconds of a step as the hardware's description has them; runs
-that differ in batch or model set both, by least squares of the relative errors.
+Each run gives one equation for each side: seconds = count · fixed + factor · work. Of the learner `count` are
+its optimiser steps, and `work` is the arithmetic; of an engine they are its requests, and its steps with their
+arithmetic. One run sets the factor and leaves what is fixed as the hardware's description has it; runs that
+differ in batch or model set both, by least squares of the relative errors.
 
 What was measured is longer than that where processes shared cores, or an engine was not full. By how much,
 a simulation of the same run tells, and the equations are solved again with it.
@@ -33,10 +34,10 @@ ROUNDS = 5  # of solving and simulating
 
 @dataclass(frozen=True)
 class Equation:
-    """`seconds` = `steps` · (seconds of a step) + `flops` / (flop/s)."""
+    """`seconds` = `count` · fixed + factor · `work`."""
 
-    steps: float
-    flops: float
+    count: float
+    work: float
     seconds: float
 
 
@@ -92,11 +93,10 @@ class MeasuredRun:
         def writing(**changed: float) -> float:
             return self._replayed(hardware, replace(speeds, **changed))
 
-        sides = (
-            (training, "learner", self.learner_s, found["learner_busy_s"]),
-            (writing, "engine", self.engine_s, found["generators_busy_s"]),
-        )
-        learner, engine = (_equation(*side) for side in sides)
+        nothing = {"learner_step_s": 0.0, "learner_flops": FREE}
+        learner = _equation(training, "learner_step_s", nothing, self.learner_s, found["learner_busy_s"])
+        nothing = {"engine_request_s": 0.0, "engine_step_s": 0.0, "engine_flops": FREE}
+        engine = _equation(writing, "engine_request_s", nothing, self.engine_s, found["generators_busy_s"])
         return learner, engine
 
     def _replayed(self, hardware: Hardware, speeds: Speeds) -> float:
@@ -114,14 +114,15 @@ class MeasuredRun:
         return queue.advance(np.inf, 0)[0] * count
 
 
-def _equation(alone: Callable[..., float], side: str, measured_s: float, simulated_s: float) -> Equation:
-    """`alone` tells the seconds at other speeds: at none but one, each part of them stands by itself."""
-    step, rate = f"{side}_step_s", f"{side}_flops"
-    rest = alone(**{step: 0.0, rate: FREE})
-    steps = alone(**{step: 1.0, rate: FREE}) - rest
-    flops = alone(**{step: 0.0, rate: 1.0}) - rest
+def _equation(
+    alone: Callable[..., float], fixed: str, nothing: dict[str, float], measured_s: float, simulated_s: float
+) -> Equation:
+    """`alone` tells the seconds at other speeds: with `nothing` else each part stands by itself."""
+    rest = alone(**nothing)
+    count = alone(**nothing | {fixed: 1.0}) - rest
+    work = alone(**{fixed: 0.0}) - rest
     longer = simulated_s / alone()
-    return Equation(steps, flops, max(measured_s / longer - rest, 1e-3 * measured_s))
+    return Equation(count, work, max(measured_s / longer - rest, 1e-3 * measured_s))
 
 
 def _slower(folder: RunFolder) -> float | None:
@@ -153,30 +154,30 @@ def calibrated(speeds: Speeds, runs: list[MeasuredRun], hardware: Hardware) -> S
         found = replace(found, engine_cores=max(speeds.engine_cores, median(each)))
     for _ in range(ROUNDS):
         learner, engine = zip(*(run.equations(hardware, found) for run in runs), strict=True)
-        learner_step, learner_flops = solve(learner, speeds.learner_step_s)
-        engine_step, engine_flops = solve(engine, speeds.engine_step_s)
+        step_s, training = solve(learner, speeds.learner_step_s)
+        request_s, writing = solve(engine, speeds.engine_request_s)
         found = replace(
             found,
-            learner_step_s=learner_step,
-            learner_flops=learner_flops,
-            engine_step_s=engine_step,
-            engine_flops=engine_flops,
+            learner_step_s=step_s,
+            learner_flops=found.learner_flops / training,
+            engine_request_s=request_s,
+            engine_step_s=found.engine_step_s * writing,
+            engine_flops=found.engine_flops / writing,
         )
     return found
 
 
-def solve(equations: Sequence[Equation], step_s: float) -> tuple[float, float]:
-    """Seconds of a step and flop/s, neither of them negative."""
-    steps, flops, seconds = np.array([(e.steps, e.flops, e.seconds) for e in equations]).T
+def solve(equations: Sequence[Equation], fixed: float) -> tuple[float, float]:
+    """What is fixed, and the factor; neither is negative, and one equation leaves `fixed` as it is."""
+    count, work, seconds = np.array([(e.count, e.work, e.seconds) for e in equations]).T
     if len(equations) > 1:
-        rows = np.stack([steps / seconds, flops / seconds], axis=1)
+        rows = np.stack([count / seconds, work / seconds], axis=1)
         scale = rows.max(axis=0)
-        (step, per_flop), *_ = np.linalg.lstsq(rows / scale, np.ones(len(seconds)), rcond=None)
-        step, per_flop = step / scale[0], per_flop / scale[1]
-        if step >= 0 and per_flop > 0:
-            return float(step), float(1 / per_flop)
-        step_s = 0.0
-    left = seconds - steps * step_s
-    if (left <= 0).any():  # the steps alone take longer than was measured
-        step_s, left = 0.0, seconds
-    return step_s, float(np.median(flops / left))
+        (each, factor), *_ = np.linalg.lstsq(rows / scale, np.ones(len(seconds)), rcond=None)
+        if each >= 0 and factor > 0:
+            return float(each / scale[0]), float(factor / scale[1])
+        fixed = 0.0
+    left = seconds - count * fixed
+    if (left <= 0).any():  # what is fixed takes longer alone than was measured
+        fixed, left = 0.0, seconds
+    return fixed, float(np.median(left / work))

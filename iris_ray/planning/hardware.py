@@ -75,6 +75,8 @@ class Hardware(Section):
     """Of `bandwidth_gb_s`, what writing responses and the optimiser reach."""
     engine_step_s: float = Field(0.004, ge=0)
     """What a step of a generator's engine costs beside arithmetic and memory, in seconds."""
+    engine_request_s: float = Field(0.002, ge=0)
+    """What a request costs it besides: Python and messages for each response, and for each that is scored."""
     learner_step_s: float = Field(0.04, ge=0)
     """The same of an optimiser step."""
     start_s: float = Field(40, ge=0)

@@ -3,7 +3,6 @@
 Additive on a CPU and the greater of arithmetic and memory on a GPU, where both go on at once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iris_ray.config import RunConfig
@@ -24,6 +23,7 @@ class Speeds:
     engine_flops: float
     engine_step_s: float
     engine_bytes: float
+    engine_request_s: float = 0.0
     engine_cores: float = 1.0
 
     @classmethod
@@ -42,6 +42,7 @@ class Speeds:
             hardware.prefill_share * engine,
             hardware.engine_step_s,
             bandwidth,
+            hardware.engine_request_s,
             max(1, int(config.generation.num_cpus)),
         )
 
@@ -54,6 +55,10 @@ class EngineRates:
     shape: ModelShape
     dtype: str
     on_gpu: bool
+
+    @property
+    def request_s(self) -> float:
+        return self.speeds.engine_request_s
 
     def decode_s(self, sequences: int, context: float) -> float:
         """One token for each of `sequences`, `context` tokens long on average."""
@@ -94,7 +99,8 @@ class LearnerRates:
         """
         busy = min(self.ranks, pairs)
         micro = self.micro_batches(tokens / busy)
-        passes: float = TRAINING_PASSES
+        # Under an adapter the model's own weights get no gradient.
+        passes: float = TRAINING_PASSES - (self.config.model.lora is not None)
         passes += micro > 1  # coefficients first, in a pass of their own
         passes += self.config.learner.gradient_checkpointing
         passes += first_pass and self.config.learner.reference == "learner"
@@ -135,8 +141,3 @@ class LearnerRates:
         if self.config.learner.offload != "none":
             bandwidth = min(bandwidth, self.hardware.host_to_gpu_gb_s * 1e9)
         return moved / bandwidth
-
-
-def mean_flops(shape: ModelShape, lengths: Sequence[float]) -> float:
-    """Of a pair of mean lengths: prompt, annotated, written."""
-    return shape.pair_flops(*lengths)
