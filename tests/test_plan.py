@@ -178,7 +178,7 @@ def test_speeds_come_back_from_a_run_that_had_them(tmp_path: Path) -> None:
         runs.append(_played(RunConfig.from_dict(values), hardware, true))
     guessed = Speeds.of(hardware, RunFolder(runs[0]).read_config())
     found = calibrated(guessed, [MeasuredRun.read(run) for run in runs], hardware)
-    for field in ("learner_flops", "learner_step_s", "engine_flops", "engine_request_s"):
+    for field in ("learner_flops", "learner_pass_s", "engine_flops", "engine_request_s"):
         assert getattr(found, field) == pytest.approx(getattr(true, field), rel=0.1), field
 
 

@@ -17,6 +17,7 @@ from iris_ray.planning.weight_sync import SyncSeconds
 from iris_ray.planning.workload import Workload
 
 FREE = 1e30
+PASSES = 4  # of a step whose opponent is scored by the learner
 PROMPTS, LENGTH, BATCH = 640, 10, 32
 SHAPE = ModelShape(
     parameters=100, trained=100, matrices=100, layers=1, hidden=1, intermediate=1, query_width=1, kv_width=1,
@@ -39,7 +40,7 @@ def recipe(**sections) -> RunConfig:
 
 def costs(config: RunConfig, *, token_s: float, step_s: float, **changed) -> Costs:
     """A token of every response takes `token_s`, however many are written; a step of the learner `step_s`."""
-    speeds = Speeds(FREE, step_s, FREE, token_s, FREE, engine_request_s=0.0)
+    speeds = Speeds(FREE, step_s / PASSES, FREE, token_s, FREE, engine_request_s=0.0)
     hardware = Hardware(matrix_tflops=1, bandwidth_gb_s=1_000_000)
     plain = Costs(
         SHAPE,

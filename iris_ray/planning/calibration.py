@@ -1,9 +1,9 @@
 """Speeds of learner and engine out of runs that were played on the hardware in question.
 
 Each run gives one equation for each side: seconds = count · fixed + factor · work. Of the learner `count` are
-its optimiser steps, and `work` is the arithmetic; of an engine they are its requests, and its steps with their
-arithmetic. One run sets the factor and leaves what is fixed as the hardware's description has it; runs that
-differ in batch or model set both, by least squares of the relative errors.
+its passes over micro-batches, and `work` is their arithmetic; of an engine they are its requests, and its
+steps with their arithmetic. One run sets the factor and leaves what is fixed as the hardware's description has
+it; runs that differ in batch or model set both, by least squares of the relative errors.
 
 What was measured is longer than that where processes shared cores, or an engine was not full. By how much,
 a simulation of the same run tells, and the equations are solved again with it.
@@ -93,8 +93,8 @@ class MeasuredRun:
         def writing(**changed: float) -> float:
             return self._replayed(hardware, replace(speeds, **changed))
 
-        nothing = {"learner_step_s": 0.0, "learner_flops": FREE}
-        learner = _equation(training, "learner_step_s", nothing, self.learner_s, found["learner_busy_s"])
+        nothing = {"learner_pass_s": 0.0, "learner_flops": FREE}
+        learner = _equation(training, "learner_pass_s", nothing, self.learner_s, found["learner_busy_s"])
         nothing = {"engine_request_s": 0.0, "engine_step_s": 0.0, "engine_flops": FREE}
         engine = _equation(writing, "engine_request_s", nothing, self.engine_s, found["generators_busy_s"])
         return learner, engine
@@ -154,11 +154,11 @@ def calibrated(speeds: Speeds, runs: list[MeasuredRun], hardware: Hardware) -> S
         found = replace(found, engine_cores=max(speeds.engine_cores, median(each)))
     for _ in range(ROUNDS):
         learner, engine = zip(*(run.equations(hardware, found) for run in runs), strict=True)
-        step_s, training = solve(learner, speeds.learner_step_s)
+        pass_s, training = solve(learner, speeds.learner_pass_s)
         request_s, writing = solve(engine, speeds.engine_request_s)
         found = replace(
             found,
-            learner_step_s=step_s,
+            learner_pass_s=pass_s,
             learner_flops=found.learner_flops / training,
             engine_request_s=request_s,
             engine_step_s=found.engine_step_s * writing,

@@ -88,7 +88,7 @@ class EngineQueue(Generic[Tag]):
             self._serial += 1
             heappush(self._writing, (self._step + request.written, self._serial, request))
             self._context += request.prompt + request.written / 2
-            seconds += self.rates.request_s + self.rates.read_s(request.prompt)
+            seconds += self.rates.request_s() + self.rates.read_s(request.prompt)
             if request.scored:
-                seconds += self.rates.request_s + self.rates.read_s(request.scored, scored=True)
+                seconds += self.rates.request_s(scored=True) + self.rates.read_s(request.scored, scored=True)
         return seconds

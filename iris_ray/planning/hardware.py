@@ -77,8 +77,8 @@ class Hardware(Section):
     """What a step of a generator's engine costs beside arithmetic and memory, in seconds."""
     engine_request_s: float = Field(0.002, ge=0)
     """What a request costs it besides: Python and messages for each response, and for each that is scored."""
-    learner_step_s: float = Field(0.04, ge=0)
-    """The same of an optimiser step."""
+    learner_pass_s: float = Field(0.02, ge=0)
+    """The same of one of the learner's passes over a micro-batch; a step has three to six."""
     start_s: float = Field(40, ge=0)
     """Seconds until a new generator is ready."""
     generator_failure_hours: float | None = Field(None, gt=0)

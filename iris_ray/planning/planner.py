@@ -92,9 +92,9 @@ class Planner:
         prompt, real, written = self.workload.means()
         count = self.concurrency
         token_s = self.engine.decode_s(count, prompt + written / 2) / count
-        reading = self.engine.request_s + self.engine.read_s(prompt)
+        reading = self.engine.request_s() + self.engine.read_s(prompt)
         if self.config.learner.reference == "generator":
-            reading += self.engine.request_s + self.engine.read_s(prompt + real, scored=True)
+            reading += self.engine.request_s(scored=True) + self.engine.read_s(prompt + real, scored=True)
         return 1 / (written * token_s + reading)
 
     def training_s(self) -> float:

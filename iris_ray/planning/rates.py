@@ -10,6 +10,8 @@ from iris_ray.memory import BYTES
 from iris_ray.planning.hardware import Hardware
 from iris_ray.planning.model_shape import TRAINING_PASSES, ModelShape
 
+SCORED_REQUEST = 0.5  # its cost as a share of a response's; from the online run in docs/planning.md
+
 
 @dataclass(frozen=True)
 class Speeds:
@@ -19,7 +21,7 @@ class Speeds:
     """
 
     learner_flops: float
-    learner_step_s: float
+    learner_pass_s: float
     engine_flops: float
     engine_step_s: float
     engine_bytes: float
@@ -38,7 +40,7 @@ class Speeds:
             engine *= max(1, int(config.generation.num_cpus))
         return cls(
             hardware.learner_share * learner,
-            hardware.learner_step_s,
+            hardware.learner_pass_s,
             hardware.prefill_share * engine,
             hardware.engine_step_s,
             bandwidth,
@@ -56,9 +58,9 @@ class EngineRates:
     dtype: str
     on_gpu: bool
 
-    @property
-    def request_s(self) -> float:
-        return self.speeds.engine_request_s
+    def request_s(self, scored: bool = False) -> float:
+        """Beside arithmetic. What is only scored has no seed and is not delivered."""
+        return self.speeds.engine_request_s * (SCORED_REQUEST if scored else 1.0)
 
     def decode_s(self, sequences: int, context: float) -> float:
         """One token for each of `sequences`, `context` tokens long on average."""
@@ -104,8 +106,8 @@ class LearnerRates:
         passes += micro > 1  # coefficients first, in a pass of their own
         passes += self.config.learner.gradient_checkpointing
         passes += first_pass and self.config.learner.reference == "learner"
-        computing = passes * flops / busy / self.speeds.learner_flops
-        return self.speeds.learner_step_s + computing + self.communication_s(micro) + self.optimizer_s()
+        computing = passes * (micro * self.speeds.learner_pass_s + flops / busy / self.speeds.learner_flops)
+        return computing + self.communication_s(micro) + self.optimizer_s()
 
     def micro_batches(self, tokens: float) -> int:
         return max(1, -(-int(tokens) // self.config.learner.micro_batch_tokens))
