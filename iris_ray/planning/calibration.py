@@ -2,8 +2,8 @@
 
 Each run gives one equation for each side: seconds = count · fixed + factor · work. Of the learner `count` are
 its passes over micro-batches, and `work` is their arithmetic; of an engine they are its requests, and its
-steps with their arithmetic. One run sets the factor and leaves what is fixed as the hardware's description has
-it; runs that differ in batch or model set both, by least squares of the relative errors.
+steps with their arithmetic. One run sets the factor and leaves what is fixed as the hardware's description
+has it; runs that differ in batch or model set both, by least squares of the relative errors.
 
 What was measured is longer than that where processes shared cores, or an engine was not full. By how much,
 a simulation of the same run tells, and the equations are solved again with it.

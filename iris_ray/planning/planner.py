@@ -20,6 +20,7 @@ from iris_ray.planning.weight_sync import SyncSeconds, sync_seconds
 from iris_ray.planning.workload import Workload
 
 SIMULATED = 2  # iterations; those that follow are like the last of them
+CLOSE = 0.05  # what more GPUs must bring at least
 BETWEEN_S = 1.0  # beside writing a checkpoint: opening the next round, measured on two cores
 
 
@@ -151,33 +152,36 @@ class Planner:
         return found
 
     def balanced(self) -> "Planner | None":
-        """The split of all GPUs (or cores) whose slower side is fastest, of those whose learner fits.
+        """A split of all GPUs (or cores); `None` if the learner fits on no number of them.
 
-        `None` if no split does.
+        Of all numbers of ranks the least whose slower side is within `CLOSE` of the fastest. Beside them as
+        many generators as keep up, or twice or four times as many if simulations find that worth it.
         """
+        splits = [(split, split.simulate(iterations=1)["pairs_per_s"]) for split in self._splits()]
+        fastest = max((rate for _, rate in splits), default=0.0)
+        return next((split for split, rate in splits if rate > fastest / (1 + CLOSE)), None)
+
+    def _splits(self) -> list["Planner"]:
+        """Those to choose from, the fewest generators first."""
         generation, learner = self.config.generation, self.config.learner
         if self.on_gpus:
             there, per_engine, per_rank = self.hardware.gpus, generation.tensor_parallel, 1
         else:
             there = self.hardware.cores
             per_engine, per_rank = max(1, int(generation.num_cpus)), max(1, int(learner.num_cpus))
-        most = min((there - per_engine) // per_rank, learner.batch_size)
-        best: tuple[float, int] | None = None
-        for ranks in range(1, most + 1):
-            generators = (there - ranks * per_rank) // per_engine
-            split = self.with_split(generators, ranks)
-            if not learner_footprint(split.config, self.hardware, self.shape, self.workload).fits:
-                continue
-            seconds = max(split.training_s(), split.writing_s())
-            if best is None or seconds < best[0] * (1 - 1e-9):
-                best = seconds, ranks
-        if best is None:
-            return None
-        ranks = best[1]
-        trained = self.with_split(1, ranks)
-        # No more generators than keep up with it.
-        enough = math.ceil(trained.writing_s() / max(best[0], trained.training_s()))
-        return self.with_split(min(enough, (there - ranks * per_rank) // per_engine), ranks)
+        fitting: list[tuple[float, Planner]] = []
+        for ranks in range(1, min((there - per_engine) // per_rank, learner.batch_size) + 1):
+            split = self.with_split((there - ranks * per_rank) // per_engine, ranks)
+            if learner_footprint(split.config, self.hardware, self.shape, self.workload).fits:
+                fitting.append((max(split.training_s(), split.writing_s()), split))
+        if not fitting:
+            return []
+        best = min(seconds for seconds, _ in fitting)
+        most = next(split for seconds, split in fitting if seconds <= best * (1 + CLOSE))
+        count = most.config.generation.count
+        enough = math.ceil(count * most.writing_s() / max(best, most.training_s()))
+        counts = sorted({min(enough * more, count) for more in (1, 2, 4)})
+        return [most.with_split(fewer, most.config.learner.workers) for fewer in counts]
 
     def saturation(self) -> dict[str, int]:
         """Number of generators, kept full, at which each actor is busy all the time."""
