@@ -55,6 +55,20 @@ PREDICTED = {
         "learner.batch_size=16",
     ),
     "deeper-online": (*DEEPER, "schedule.refresh=4", GENERATOR_SCORES, "generation.concurrency=8"),
+    "wider-online": (
+        *WIDER,
+        "schedule.iterations=2",
+        "schedule.refresh=8",
+        GENERATOR_SCORES,
+        "generation.concurrency=32",
+        "learner.batch_size=48",
+    ),
+    "longer-two": (
+        *LONGER,
+        "schedule.iterations=2",
+        "generation.count=2",
+        "learner.batch_size=128",
+    ),
 }
 VALUES = ("pairs_per_s", "learner_waits", "generators_idle", "iteration_s")
 Row = dict[str, Any]

@@ -30,6 +30,7 @@ from iris_ray.run_folder import RunFolder
 
 FREE = 1e30  # a rate that costs no time
 ROUNDS = 5  # of solving and simulating
+LEAST_STEPS = 10  # that a median is taken of
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Equation:
 class MeasuredRun:
     """What a run tells: seconds that each side was busy, and how its pairs were long.
 
-    `slower_beside_writing`: a step's time while the generators write, divided by that when they are done;
-    `None` where they never are, as online.
+    `step_alone_s`: a step of the first pass once all is written, a median; `slower_beside_writing`: that of
+    steps before, divided by it. `None` where there are too few of either.
     """
 
     name: str
@@ -56,6 +57,7 @@ class MeasuredRun:
     iterations: int
     learner_s: float
     engine_s: float
+    step_alone_s: float | None
     slower_beside_writing: float | None
 
     @classmethod
@@ -68,6 +70,9 @@ class MeasuredRun:
             raise ConfigError(f"--measured {path}: this run finished no iteration. Name one that did.")
         prompt, real, written = written_by(folder)
         data = summary["data"]
+        first_pass = rounds[0]["steps"] // config.schedule.epochs
+        beside, alone = _steps(folder, first_pass)
+        known = min(len(beside), len(alone)) >= LEAST_STEPS
         return cls(
             path.name,
             config,
@@ -76,7 +81,8 @@ class MeasuredRun:
             len(rounds),
             sum(entry["seconds"] - entry["learner_waited_seconds"] for entry in rounds),
             float(written.sum()) / summary["throughput"]["generated_tokens_per_s"],
-            _slower(folder),
+            median(alone) if known else None,
+            median(beside) / median(alone) if known else None,
         )
 
     def planner(self, hardware: Hardware, speeds: Speeds) -> Planner:
@@ -93,8 +99,14 @@ class MeasuredRun:
         def writing(**changed: float) -> float:
             return self._replayed(hardware, replace(speeds, **changed))
 
+        def step(**changed: float) -> float:
+            return self.planner(hardware, replace(speeds, **changed)).step_s(first_pass=True)
+
         nothing = {"learner_pass_s": 0.0, "learner_flops": FREE}
-        learner = _equation(training, "learner_pass_s", nothing, self.learner_s, found["learner_busy_s"])
+        if self.step_alone_s is None:
+            learner = _equation(training, "learner_pass_s", nothing, self.learner_s, found["learner_busy_s"])
+        else:
+            learner = _equation(step, "learner_pass_s", nothing, self.step_alone_s, step())
         nothing = {"engine_request_s": 0.0, "engine_step_s": 0.0, "engine_flops": FREE}
         engine = _equation(writing, "engine_request_s", nothing, self.engine_s, found["generators_busy_s"])
         return learner, engine
@@ -125,7 +137,8 @@ def _equation(
     return Equation(count, work, max(measured_s / longer - rest, 1e-3 * measured_s))
 
 
-def _slower(folder: RunFolder) -> float | None:
+def _steps(folder: RunFolder, first_pass: int) -> tuple[list[float], list[float]]:
+    """Seconds of the steps of a first pass, which has so many: beside writing, and when all was written."""
     beside: list[float] = []
     alone: list[float] = []
     written = True
@@ -135,9 +148,9 @@ def _slower(folder: RunFolder) -> float | None:
             written = True
         elif after["event"] == "step" and after["step"] == 1:
             written = False
-        if (before["event"], after["event"]) == ("step", "step"):
+        if (before["event"], after["event"]) == ("step", "step") and after["step"] <= first_pass:
             (alone if written else beside).append(after["time"] - before["time"])
-    return median(beside) / median(alone) if min(len(beside), len(alone)) > 4 else None
+    return beside, alone
 
 
 def calibrated(speeds: Speeds, runs: list[MeasuredRun], hardware: Hardware) -> Speeds:

@@ -20,6 +20,9 @@ from iris_ray.planning.weight_sync import SyncSeconds, sync_seconds
 from iris_ray.planning.workload import Workload
 
 SIMULATED = 2  # iterations; those that follow are like the last of them
+# Beside the engine's own: its front end unpacks the log-probs of whole sequences. From the online run in
+# docs/planning.md.
+SCORING_CORES = 0.5
 CLOSE = 0.05  # what more GPUs must bring at least
 BETWEEN_S = 1.0  # beside writing a checkpoint: opening the next round, measured on two cores
 
@@ -98,15 +101,20 @@ class Planner:
             reading += self.engine.request_s(scored=True) + self.engine.read_s(prompt + real, scored=True)
         return 1 / (written * token_s + reading)
 
+    @property
+    def steps(self) -> int:
+        """Of one pass over an iteration's pairs."""
+        return math.ceil(self.pairs / self.config.learner.batch_size)
+
+    def step_s(self, first_pass: bool) -> float:
+        """Of an optimiser step of mean size, alone on its cores."""
+        lengths, pairs = self.workload.means(), self.pairs / self.steps
+        flops, tokens = pairs * self.shape.pair_flops(*lengths), pairs * sum(lengths)
+        return self.learner.step_s(flops, tokens, math.ceil(pairs), first_pass)
+
     def training_s(self) -> float:
         """Of an iteration, were all pairs there: every pass."""
-        lengths = self.workload.means()
-        batch, schedule = self.config.learner.batch_size, self.config.schedule
-        steps = math.ceil(self.pairs / batch)
-        per_step = self.pairs / steps
-        flops, tokens = per_step * self.shape.pair_flops(*lengths), per_step * sum(lengths)
-        passes = [index == 0 for index in range(schedule.epochs)]
-        return steps * sum(self.learner.step_s(flops, tokens, batch, first) for first in passes)
+        return self.steps * sum(self.step_s(epoch == 0) for epoch in range(self.config.schedule.epochs))
 
     def writing_s(self) -> float:
         return self.pairs / (self.config.generation.count * self.generator_pairs_per_s())
@@ -125,6 +133,7 @@ class Planner:
     def costs(self) -> Costs:
         hardware = self.hardware
         failure_h = hardware.generator_failure_hours
+        scores = self.config.learner.reference == "generator"
         return Costs(
             self.shape,
             self.engine,
@@ -136,7 +145,7 @@ class Planner:
             start_s=hardware.start_s,
             failure_s=None if failure_h is None else 3600 * failure_h,
             cores=None if self.on_gpus else hardware.cores,
-            engine_cores=self.speeds.engine_cores,
+            engine_cores=self.speeds.engine_cores + SCORING_CORES * scores,
             learner_cores=self.config.learner.workers * max(1, int(self.config.learner.num_cpus)),
         )
 
