@@ -1,10 +1,12 @@
 """Throughput and idle time against the number of generators: `python -m benchmarks.planning.scaling`.
 
 Simulated, nothing of it measured: a model of 8 B parameters on GPUs that `hardware.yaml` beside this file
-describes. Writes `scaling.csv`, and draws it, into docs/planning. Takes some minutes.
+describes. Adds what is missing to `scaling.csv` in docs/planning, and draws it. Takes some minutes.
 """
 
 import csv
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +24,7 @@ from iris_ray.planning.planner import Planner
 
 HERE = Path(__file__).parent
 OUT = HERE.parents[1] / "docs" / "planning"
+TABLE = OUT / "scaling.csv"
 GENERATORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000)
 CONCURRENCY, LEAST_PAIRS = 64, 8192
 LEARNERS = {"64 ranks": 64, "512 ranks": 512}
@@ -62,8 +65,9 @@ def planner(folder: Path, generators: int, ranks: int, prompts: int) -> Planner:
     return found.with_split(generators, ranks)
 
 
-def simulate(say: Any = print) -> list[Row]:
-    rows = []
+def simulate(say: Any) -> Iterator[Row]:
+    """All that is not in the file yet, the fewest generators first."""
+    known = {(row["learner"], int(row["generators"])) for row in load()}
     with TemporaryDirectory() as name:
         LlamaConfig(
             architectures=["LlamaForCausalLM"],
@@ -75,22 +79,28 @@ def simulate(say: Any = print) -> list[Row]:
             vocab_size=128256,
             max_position_embeddings=8192,
         ).save_pretrained(name)
-        for learner, ranks in LEARNERS.items():
-            for generators in GENERATORS:
-                say(f"{learner}, {generators} generators")
-                prompts = max(LEAST_PAIRS, 2 * CONCURRENCY * generators)
-                found = planner(Path(name), generators, ranks, prompts).simulate()
-                row = {
-                    "learner": learner,
-                    "generators": generators,
-                    "pairs_per_s": found["pairs_per_s"],
-                    "learner_idle": found["learner_idle_share"],
-                    "generators_idle": found["generators_idle_share"],
-                    "buffer_busy": found["busy_share"]["sample buffer"],
-                    "pool_busy": found["busy_share"]["generator pool"],
-                }
-                rows.append(row)
-    return rows
+        for generators, (learner, ranks) in product(GENERATORS, LEARNERS.items()):
+            if (learner, generators) in known:
+                continue
+            say(f"{learner}, {generators} generators")
+            prompts = max(LEAST_PAIRS, 2 * CONCURRENCY * generators)
+            found = planner(Path(name), generators, ranks, prompts).simulate()
+            yield {
+                "learner": learner,
+                "generators": generators,
+                "pairs_per_s": found["pairs_per_s"],
+                "learner_idle": found["learner_idle_share"],
+                "generators_idle": found["generators_idle_share"],
+                "buffer_busy": found["busy_share"]["sample buffer"],
+                "pool_busy": found["busy_share"]["generator pool"],
+            }
+
+
+def load() -> list[Row]:
+    if not TABLE.exists():
+        return []
+    with TABLE.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -100,7 +110,7 @@ def draw(rows: list[Row], path: Path) -> None:
     figure, (rates, idle, busy) = plt.subplots(1, 3, figsize=(12, 3.4))
     for learner, style in zip(LEARNERS, ("-", ":"), strict=True):
         here = [row for row in rows if row["learner"] == learner]
-        counts = [row["generators"] for row in here]
+        counts = [int(row["generators"]) for row in here]
         for axis, column, color, label in (
             (rates, "pairs_per_s", "tab:green", "pairs/s"),
             (idle, "learner_idle", "tab:blue", "learner"),
@@ -108,7 +118,7 @@ def draw(rows: list[Row], path: Path) -> None:
             (busy, "buffer_busy", "tab:red", "sample buffer"),
             (busy, "pool_busy", "tab:purple", "generator pool"),
         ):
-            values = [row[column] for row in here]
+            values = [float(row[column]) for row in here]
             axis.plot(counts, values, color=color, linestyle=style, marker="o", markersize=2.5,
                       label=f"{label}, {learner}")  # fmt: skip
     titles = ("pairs per second", "share of the time idle", "share of the time busy")
@@ -127,15 +137,14 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
+    if not TABLE.exists():
+        TABLE.write_text(",".join(COLUMNS) + "\n")
     with Console(stderr=True).status("starting") as status:
-        rows = simulate(status.update)
-    with (OUT / "scaling.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{v:.4g}" if isinstance(v, float) else v for key, v in r.items()} for r in rows
-        )
-    draw(rows, OUT / "scaling.svg")
+        for row in simulate(status.update):
+            with TABLE.open("a", newline="") as file:
+                values = [f"{value:.4g}" if isinstance(value, float) else value for value in row.values()]
+                csv.writer(file, lineterminator="\n").writerow(values)
+    draw(load(), OUT / "scaling.svg")
 
 
 if __name__ == "__main__":
