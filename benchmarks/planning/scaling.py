@@ -26,8 +26,11 @@ HERE = Path(__file__).parent
 OUT = HERE.parents[1] / "docs" / "planning"
 TABLE = OUT / "scaling.csv"
 GENERATORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000)
-CONCURRENCY, LEAST_PAIRS = 64, 8192
+CONCURRENCY = 64
+# Pairs of the iteration: so many times all places of the engines, within bounds.
+TIMES_FULL, LEAST_PAIRS, MOST_PAIRS = 8, 8192, 655_360
 LEARNERS = {"64 ranks": 64, "512 ranks": 512}
+MOST_BESIDE = {"64 ranks": 1024, "512 ranks": 10_000}  # the small learner sets the pace long before
 COLUMNS = (
     "learner",
     "generators",
@@ -80,10 +83,10 @@ def simulate(say: Any) -> Iterator[Row]:
             max_position_embeddings=8192,
         ).save_pretrained(name)
         for generators, (learner, ranks) in product(GENERATORS, LEARNERS.items()):
-            if (learner, generators) in known:
+            if (learner, generators) in known or generators > MOST_BESIDE[learner]:
                 continue
             say(f"{learner}, {generators} generators")
-            prompts = max(LEAST_PAIRS, 2 * CONCURRENCY * generators)
+            prompts = min(max(LEAST_PAIRS, TIMES_FULL * CONCURRENCY * generators), MOST_PAIRS)
             found = planner(Path(name), generators, ranks, prompts).simulate()
             yield {
                 "learner": learner,
