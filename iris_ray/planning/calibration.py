@@ -23,7 +23,7 @@ from iris_ray.errors import ConfigError
 from iris_ray.planning.engine_queue import EngineQueue, Request
 from iris_ray.planning.hardware import Hardware
 from iris_ray.planning.model_shape import ModelShape, model_shape
-from iris_ray.planning.planner import Planner
+from iris_ray.planning.planner import SCORING_CORES, Planner
 from iris_ray.planning.rates import Speeds
 from iris_ray.planning.workload import Workload, written_by
 from iris_ray.run_folder import RunFolder
@@ -88,8 +88,16 @@ class MeasuredRun:
     def planner(self, hardware: Hardware, speeds: Speeds) -> Planner:
         return Planner(self.config, hardware, self.shape, self.workload, speeds)
 
+    def engine_cores(self, hardware: Hardware) -> float:
+        """That a generator's writing occupied, by how much slower the learner was beside it."""
+        assert self.slower_beside_writing
+        costs = self.planner(hardware, Speeds.of(hardware, self.config)).costs()
+        demand = self.slower_beside_writing * hardware.cores - costs.learner_cores
+        scoring = SCORING_CORES * (self.config.learner.reference == "generator")
+        return demand / self.config.generation.count - scoring
+
     def equations(self, hardware: Hardware, speeds: Speeds) -> tuple[Equation, Equation]:
-        """Of learner and engine, alone and kept full: what was measured, over how much longer both take in a
+        """Of learner and engine, alone and kept full: what was measured, over how much longer both take in
         a simulation at these `speeds`."""
         found = self.planner(hardware, speeds).simulate(self.iterations)
 
@@ -156,15 +164,9 @@ def _steps(folder: RunFolder, first_pass: int) -> tuple[list[float], list[float]
 def calibrated(speeds: Speeds, runs: list[MeasuredRun], hardware: Hardware) -> Speeds:
     """`speeds` with what the runs tell."""
     found = speeds
-    slower = [run for run in runs if run.slower_beside_writing]
-    if slower and not hardware.gpus_per_node:
-        cores = [
-            (run.slower_beside_writing or 1) * hardware.cores
-            - run.config.learner.workers * max(1, int(run.config.learner.num_cpus))
-            for run in slower
-        ]
-        each = [demand / run.config.generation.count for demand, run in zip(cores, slower, strict=True)]
-        found = replace(found, engine_cores=max(speeds.engine_cores, median(each)))
+    cores = [run.engine_cores(hardware) for run in runs if run.slower_beside_writing]
+    if cores and not hardware.gpus_per_node:
+        found = replace(found, engine_cores=max(speeds.engine_cores, median(cores)))
     for _ in range(ROUNDS):
         learner, engine = zip(*(run.equations(hardware, found) for run in runs), strict=True)
         pass_s, training = solve(learner, speeds.learner_pass_s)
