@@ -121,7 +121,7 @@ def main(
         if not RunFolder(runs / name).read_summary():
             play(name, runs)
     with OUT.open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
             ["run", *(f"{value}_{kind}" for value in VALUES for kind in ("predicted", "measured"))]
         )
