@@ -17,6 +17,7 @@ from iris_ray.errors import ConfigError, IrisRayError, RunStopped
 from iris_ray.harness.command import evaluate
 from iris_ray.logs import logs
 from iris_ray.operating import operating
+from iris_ray.plan import plan
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models on Ray.",
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(operating)
 app.command(epilog="Example: iris-ray logs demo generator-0 --follow")(logs)
 app.command("eval", epilog="Example: iris-ray eval runs/demo --task gsm8k:5")(evaluate)
+app.command(epilog="Example: iris-ray plan recipes/demo.yaml --measured runs/demo")(plan)
 console = Console()
 
 STOPPED_BY_USER = 130

@@ -172,7 +172,12 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
 
 
 def count_parameters(config: RunConfig) -> int:
-    """Parameters of `model.path`, from its configuration alone.
+    """Parameters of `model.path`, from its configuration alone; raises as `described_model`."""
+    return _counted(described_model(config), config)
+
+
+def described_model(config: RunConfig) -> PreTrainedModel:
+    """The model of `model.path` without its weights, from its configuration alone.
 
     Raises `ModelError` if it is no causal language model, or its context is too short for the data limits.
     """
@@ -194,7 +199,7 @@ def count_parameters(config: RunConfig) -> int:
             f"{config.data.max_response_tokens} need a context of {config.window} tokens, but "
             f"{config.model.path} has {context}. Lower them."
         )
-    return _counted(model, config)
+    return model
 
 
 def _counted(model: PreTrainedModel, config: RunConfig) -> int:

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from iris_ray.config import Generation, Learner, RunConfig
+from iris_ray.memory import BYTES, GIB, model_states, opponent_bytes
 
-GIB = 1 << 30
-BYTES = {"float32": 4, "bfloat16": 2}
 # Before any weights, measured: an actor, vLLM's core and its worker; a rank with DeepSpeed.
 GENERATOR_BYTES = 2.5 * GIB
 RANK_BYTES = 1.0 * GIB
@@ -50,16 +49,22 @@ def generator_memory(config: RunConfig, parameters: int) -> int:
 def learner_memory(config: RunConfig, parameters: int) -> int:
     """Host memory of a learner rank in bytes.
 
-    Policy and opponent in `model.dtype`, their copy on the way out; on CPU also float32 gradients, master
-    weights and AdamW's two moments. With LoRA the model alone: adapters are small. No opponent where the
-    generators are the reference.
+    Policy and opponent in `model.dtype`, their copy on the way out; on CPU also gradients and the
+    optimiser's states, on GPUs what of them is offloaded. With LoRA the model alone: adapters are small. No
+    opponent where the generators are the reference.
     """
-    models = 3 if config.learner.reference == "learner" else 2
-    weights = models * parameters * BYTES[config.model.dtype]
+    weights = parameters * BYTES[config.model.dtype]
     if config.model.lora:
-        return int(RANK_BYTES + weights)
-    states = 0 if config.learner.num_gpus else 16 * parameters
-    return int(RANK_BYTES + weights + states)
+        models = 3 if config.learner.reference == "learner" else 2
+        return int(RANK_BYTES + models * weights)
+    models = 2 * weights + opponent_bytes(config, parameters, parameters)
+    if config.learner.num_gpus:
+        trained = model_states(config, parameters, parameters, config.learner.workers).offloaded
+    else:
+        # As of a rank alone, whatever ZeRO splits over several: on the safe side.
+        states = model_states(config, parameters, parameters, ranks=1)
+        trained = states.gradients + states.optimizer + states.offloaded
+    return int(RANK_BYTES + models + trained)
 
 
 def needs(config: RunConfig, parameters: int) -> list[Need]:

@@ -32,7 +32,8 @@ def test_memory_grows_with_the_parameters(dtype, width):
     generator = generator_memory(config, 500 * MILLION) - generator_memory(config, 0)
     learner = learner_memory(config, 500 * MILLION) - learner_memory(config, 0)
     assert generator == 2 * width * 500 * MILLION
-    assert learner == (3 * width + 16) * 500 * MILLION
+    on_its_way = 2 if dtype == "bfloat16" else 0  # a gradient, before it is added up in float32
+    assert learner == (3 * width + 16 + on_its_way) * 500 * MILLION
 
 
 def test_on_gpus_neither_cache_nor_optimiser_lies_in_host_memory():

@@ -1,0 +1,1 @@
+"""How well `iris-ray plan` predicts, and what it reckons with."""

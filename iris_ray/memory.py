@@ -1,0 +1,95 @@
+"""Memory that models take, in bytes: the one place for it. Plain arithmetic, no torch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iris_ray.config import RunConfig
+
+if TYPE_CHECKING:
+    from iris_ray.planning.model_shape import ModelShape
+
+GIB = 1 << 30
+BYTES = {"float32": 4, "bfloat16": 2}
+LOGITS_BYTES = 256 << 20  # of logits that the learner holds at a time
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """What one rank of the learner holds of the model: on its device, and offloaded to the host.
+
+    `gathered`: with ZeRO-3, the layer that is whole for the moment.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    gathered: float = 0
+    offloaded: float = 0
+
+    @property
+    def on_device(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.gathered
+
+
+def model_states(
+    config: RunConfig, parameters: int, trained: int, ranks: int, largest_layer: int = 0
+) -> ModelStates:
+    """States of a model of `parameters`, `trained` of them, over `ranks` ranks.
+
+    Per trained parameter: gradient in float32, and beside it in bfloat16 on its way there; a float32 master
+    weight unless ZeRO-0 trains float32 itself; two moments of AdamW, or one of RMSprop. ZeRO 1 splits the
+    optimiser over ranks, 2 the gradients as well, 3 the weights too. The same sums as DeepSpeed's
+    `estimate_zero2_model_states_mem_needs` and `estimate_zero3_model_states_mem_needs`.
+    """
+    learner, width = config.learner, BYTES[config.model.dtype]
+    stage = learner.zero_stage
+    plain = stage == 0 and width == 4
+    moments = 8 if learner.optimizer == "adamw" else 4
+    optimizer = trained * (moments + (0 if plain else 4)) / (ranks if stage else 1)
+    on_its_way = width if width < 4 and stage in (1, 2) else 0
+    gradients = trained * (4 + on_its_way) / (ranks if stage >= 2 else 1)
+    weights = parameters * width / (ranks if stage == 3 else 1)
+    gathered = 2 * width * largest_layer if stage == 3 else 0
+    offloaded = 0.0
+    if learner.offload != "none":
+        # The gradients in float32 wait for the optimiser where it is.
+        offloaded = optimizer + 4 * trained / ranks
+        optimizer = gradients = 0.0
+    if learner.offload == "parameters":
+        offloaded, weights = offloaded + weights, 0.0
+    return ModelStates(weights, gradients, optimizer, gathered, offloaded)
+
+
+def opponent_bytes(config: RunConfig, parameters: int, trained: int) -> int:
+    """The frozen copy that each rank holds whole; none where the generators are the reference."""
+    if config.learner.reference == "generator":
+        return 0
+    return (trained if config.model.lora else parameters) * BYTES[config.model.dtype]
+
+
+def activation_bytes(config: RunConfig, shape: "ModelShape", tokens: int, response_tokens: int) -> int:
+    """What a micro-batch of so many tokens keeps for its backward pass, at its peak.
+
+    Counted per token and layer of a gated decoder: two norms with their float32 copies, queries, keys and
+    values before and after rotation, attention's output, both residuals, and four tensors of the feed-forward
+    part. With gradient checkpointing a layer's input, and all of that for one layer alone. Of the logits of
+    response tokens, at most 256 MiB in float32 at a time, six such tables stand there: themselves,
+    log-softmax and gradients with their copies (measured on a CPU: 6 to 8).
+    """
+    width, hidden = BYTES[config.model.dtype], shape.hidden
+    attention = width * (6 * hidden + 3 * (shape.query_width + 2 * shape.kv_width))
+    layer = 2 * hidden * (2 * width + 8) + attention + 4 * width * shape.intermediate
+    layers = shape.layers
+    kept = layers * layer
+    if config.learner.gradient_checkpointing:
+        kept = layers * width * hidden + layer
+    logits = min(response_tokens * shape.vocab * 4, LOGITS_BYTES)
+    return int(tokens * kept + 6 * logits)
+
+
+def checkpoint_bytes(config: RunConfig, parameters: int, trained: int, within_round: bool) -> int:
+    """Files of one checkpoint without its pairs: master weights and optimiser's state, and within a round the
+    opponent, unless the generators are the reference."""
+    moments = 8 if config.learner.optimizer == "adamw" else 4
+    opponent = opponent_bytes(config, parameters, trained) if within_round else 0
+    return trained * (4 + moments) + opponent
