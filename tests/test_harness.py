@@ -100,9 +100,9 @@ def test_scores_are_those_that_transformers_gives(model: Path, tasks: Path, tmp_
         ([], "--suite or one --task"),
         (["--suite", "paper", "--task", "gsm8k"], "one of the two"),
         (["--suite", "papers"], "There: paper"),
-        (["--task", "gsm8k:many"], "--task gsm8k:many"),
+        (["--task", "gsm8k:many"], "gsm8k:many: is no task"),
         (["--task", "gsm8k", "--engine", "eager"], "--engine eager"),
-        (["--task", "no_such_task"], "lm-eval knows no no_such_task"),
+        (["--task", "no_such_task"], "lm-eval knows no task no_such_task"),
         (["--task", "gsm8k", "--checkpoint", "2"], "is no run folder"),
     ],
 )

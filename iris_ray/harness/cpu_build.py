@@ -19,4 +19,8 @@ def answer_for_vllm() -> None:
     try:
         distribution("vllm")
     except PackageNotFoundError:
+        # It finds out by the names of packages which platform this is, so first let it.
+        from vllm.platforms import current_platform
+
+        assert current_platform.device_type
         sys.meta_path.append(_Alias())
