@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,19 +66,17 @@ def evaluate(
     from iris_ray.harness.model import scored_model
     from iris_ray.harness.tables import average, published_table, scores_table
 
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.update(generator_environment(Generation(num_cpus=os.cpu_count() or 1)))
     scored = scored_model(model, checkpoint)
     file = out or scored.results
     errors = Console(stderr=True)
-    scores = score(
-        scored,
-        chosen,
-        Protocol(limit, chat),
-        arguments,
-        tasks,
-        file,
-        lambda task: errors.print(f"Scoring {scored.name} in {task.title} ...", highlight=False),
-    )
+
+    def started(task: Task) -> None:
+        errors.print(f"Scoring {scored.name} in {task.title} ...", highlight=False)
+
+    with _stdout_kept():
+        scores = score(scored, chosen, Protocol(limit, chat), arguments, tasks, file, started)
     whole = suite is not None and limit is None
     if as_json:
         told = [asdict(each) | {"metric": each.metric, "value": each.value} for each in scores]
@@ -87,6 +87,18 @@ def evaluate(
     if whole:
         console.print(published_table(scored.name, scores))
     console.print(f"All metrics: {file}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """vLLM and its processes log to stdout, which is for the results."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _chosen(suite: str | None, names: list[str]) -> list[Task]:

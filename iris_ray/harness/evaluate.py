@@ -80,6 +80,8 @@ def score(
         written = out.with_suffix(".part")
         written.write_text(json.dumps(setting | {"tasks": kept}, indent=1))
         written.replace(out)
+    if engines := getattr(lm, "model", None):  # none of its own with data_parallel_size
+        engines.llm_engine.engine_core.shutdown()
     return [_score(task, kept[_key(task)]) for task in tasks]
 
 
