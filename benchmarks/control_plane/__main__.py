@@ -24,12 +24,14 @@ def benchmark(
     as_json: AsJson = False,
     generators: Annotated[str, typer.Option(help="Numbers of generators, one run each.")] = "10,100,300,1000",
     rate: Annotated[float, typer.Option(min=0.01, help="Pairs a second that a generator writes.")] = 10.0,
-    seconds: Annotated[float, typer.Option(min=1, help="Measured in each run, after 5 s of warm-up.")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Measured in each run, after 10 s of warm-up.")
+    ] = 20.0,
     processes: Annotated[int, typer.Option(min=1, help="That the generators share.")] = 2,
     prompt_tokens: Count = 64,
     response_tokens: Count = 128,
     batch: Count = 1024,
-    concurrency: Annotated[int, typer.Option(min=1, help="generation.concurrency")] = 64,
+    concurrency: Annotated[int, typer.Option(min=1, help="generation.concurrency")] = 16,
 ) -> None:
     """Pairs a second through one sample buffer: real Ray actors and calls, no model anywhere."""
     settings = Settings(rate, seconds, processes, prompt_tokens, response_tokens, batch, concurrency)

@@ -13,7 +13,7 @@ from benchmarks.control_plane.players import Generators, Learner, busy_seconds, 
 from benchmarks.control_plane.settings import RUN, Settings
 from iris_ray.game import Round
 
-WARM_UP_S = 5.0
+WARM_UP_S = 10.0
 TIMEOUT_S = 600
 
 

@@ -57,13 +57,15 @@ class Generators:
     async def _play(self, member: int) -> None:
         buffer: Any = TimedBuffer(names.find(RUN, names.SAMPLE_BUFFER), self.seconds)
         in_flight = InFlight()
-        mean = self.settings.concurrency / self.settings.rate  # an engine works on that many at a time
+        engine = asyncio.Semaphore(self.settings.concurrency)  # what it works on at a time
+        mean = self.settings.concurrency / self.settings.rate
 
         async def use_version(version: int) -> int:
             return version
 
         async def write(round_: RoundKey, task: Task) -> SelfPlayPair:
-            await asyncio.sleep(self.random.uniform(0.5, 1.5) * mean)
+            async with engine:
+                await asyncio.sleep(self.random.uniform(0.5, 1.5) * mean)
             in_flight.leave()
             row, length = task.demonstration, self.settings.response_tokens
             spans = [VersionSpan(0, length)]

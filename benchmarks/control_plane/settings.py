@@ -22,7 +22,7 @@ class Settings:
     prompt_tokens: int = 64
     response_tokens: int = 128
     batch: int = 1024
-    concurrency: int = 64
+    concurrency: int = 16
 
     def config(self, folder: Path) -> RunConfig:
         return RunConfig.from_dict(
