@@ -16,12 +16,12 @@ from actors.generator import Generator
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Answer, Question
 from iris_ray.errors import ConfigError
+from iris_ray.generation.heartbeat import heartbeat_s
 from iris_ray.generation.restarts import Restarts
 from iris_ray.generation.scaling import autoscaled
 from iris_ray.resources import generator_memory
 
 POLL_S = 0.2
-HEARTBEAT_S = 1.0
 LEAVE_TIMEOUT_S = 30
 
 RATE_BEATS = 10  # heartbeats that tokens per second are counted over
@@ -148,7 +148,7 @@ class GeneratorPool:
                 else:
                     member.fault = answer
             if len(answers) < len(questions):
-                await asyncio.sleep(HEARTBEAT_S)  # until those that failed are out
+                await asyncio.sleep(heartbeat_s(len(ready)))  # until those that failed are out
         return [answers[index] for index in range(len(questions))]
 
     async def status(self) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class GeneratorPool:
         self.controller.record_generator.remote(member.name, "ready", None)
         play = asyncio.ensure_future(member.handle.play.remote())
         timeout, what = self.config.generation.hang_timeout_s, f"the engine of {member.name} to answer"
-        while not (await asyncio.wait({play}, timeout=HEARTBEAT_S))[0]:
+        while not (await asyncio.wait({play}, timeout=heartbeat_s(len(self.members))))[0]:
             member.take(await _within(member.handle.heartbeat.remote(), timeout, what))
             if member.fault:
                 raise member.fault

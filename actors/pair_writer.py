@@ -10,12 +10,8 @@ from ray.actor import ActorHandle
 
 from actors.sample_buffer import RoundKey, Task
 from iris_ray.contracts import SelfPlayPair
+from iris_ray.generation.delivery import delivery_pause
 from iris_ray.generation.in_flight import InFlight
-
-# Pairs come together into one message for a while: longer where the last one took long, so that the buffer of
-# a thousand generators still answers its learner.
-DELIVERY_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-PAUSE_DELIVERIES = 10
 
 
 class PairWriter:
@@ -68,7 +64,7 @@ class PairWriter:
         self.outbox.put_nowait((round_, task.position, await self.write(round_, task)))
 
     async def _deliver(self) -> None:
-        pause = DELIVERY_PAUSE_S
+        pause = delivery_pause()
         while True:
             items = [await self.outbox.get()]
             with suppress(TimeoutError):  # unless they are the last for now
@@ -79,7 +75,6 @@ class PairWriter:
             for key, members in groupby(items, lambda item: item[0]):
                 _, positions, pairs = zip(*members, strict=True)
                 await self.buffer.add.remote(self.name, key, positions, list(pairs))
-            took = time.monotonic() - began
-            pause = min(max(DELIVERY_PAUSE_S, PAUSE_DELIVERIES * took), LONGEST_PAUSE_S)
+            pause = delivery_pause(time.monotonic() - began)
             for _ in items:
                 self.outbox.task_done()

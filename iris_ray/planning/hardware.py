@@ -25,13 +25,13 @@ class CallSeconds(Section):
     """Sample buffer: a rank's batch, and entering it in the ledger afterwards."""
     share_pair: float = Field(1.2e-5, ge=0)
     wake: float = Field(2e-6, ge=0)
-    """Sample buffer: look again whether there is work for a generator that waits, after every change."""
+    """Sample buffer: look again whether there is work for a generator that waits, after every step."""
     get: float = Field(5e-4, ge=0)
     """Weight store: which version is the newest; asked for with every lease."""
     record: float = Field(5.5e-4, ge=0)
     """Controller: take note of a step or an update."""
     heartbeat: float = Field(4e-4, ge=0)
-    """Generator pool: ask a generator how it is, once a second."""
+    """Generator pool: ask a generator how it is."""
 
 
 class MadeUpData(Section):

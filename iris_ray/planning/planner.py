@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from iris_ray.config import RunConfig
+from iris_ray.generation.delivery import delivery_pause
 from iris_ray.memory import GIB
 from iris_ray.planning.footprint import (
     cached_tokens,
@@ -15,7 +16,7 @@ from iris_ray.planning.footprint import (
 from iris_ray.planning.hardware import Hardware
 from iris_ray.planning.model_shape import ModelShape
 from iris_ray.planning.rates import EngineRates, LearnerRates, Speeds
-from iris_ray.planning.simulation import DELIVERY_S, Costs, Simulation
+from iris_ray.planning.simulation import Costs, Simulation
 from iris_ray.planning.weight_sync import SyncSeconds, sync_seconds
 from iris_ray.planning.workload import Workload
 
@@ -195,7 +196,7 @@ class Planner:
     def saturation(self) -> dict[str, int]:
         """Number of generators, kept full, at which each actor is busy all the time."""
         calls, rate, full = self.hardware.calls, self.generator_pairs_per_s(), self.concurrency
-        adds = min(rate, 1 / DELIVERY_S)
+        adds = min(rate, 1 / delivery_pause())
         buffer = (
             adds * calls.add
             + rate * (calls.add_pair + calls.lease_pair + calls.share_pair)
@@ -205,7 +206,6 @@ class Planner:
         per_generator = {
             "sample buffer": buffer,
             "weight store": rate / full * calls.get,
-            "generator pool": calls.heartbeat,
         }
         return {name: math.floor(1 / seconds) for name, seconds in per_generator.items() if seconds}
 

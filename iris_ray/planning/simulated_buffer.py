@@ -107,8 +107,7 @@ class SimulatedBuffer:
     def add(self, generator: str, iteration: int, written: Iterable[tuple[int, int]], calls: int) -> Process:
         """Take in pairs: position, and version of the opponent that wrote it; sent in so many calls."""
         pairs = list(written)
-        waiting = self.calls.wake * len(self._waiting)
-        each = self.calls.add + waiting + self.calls.add_pair * len(pairs) / calls
+        each = self.calls.add + self.calls.add_pair * len(pairs) / calls
         yield self.server.call(each, calls)
         if self.current is None or self.current.round.iteration != iteration:
             return

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from simpy import Event, Resource
 
+from iris_ray.generation.delivery import delivery_pause
 from iris_ray.planning.engine_queue import EngineQueue, Request
 from iris_ray.planning.simulated_buffer import Lease, Process
 
@@ -145,7 +146,7 @@ class SimulatedGenerator:
         while self._outbox and not self.is_dead:
             items, self._outbox = self._outbox, []
             begin = self.env.now
-            pause = self.simulation.delivery_s + self._latency
+            pause = delivery_pause(self._latency) + self._latency
             calls = max(1, min(len(items), round(seconds / pause)))
             by_iteration: dict[int, list[tuple[int, int]]] = {}
             for iteration, position, version in items:

@@ -9,6 +9,8 @@ import numpy as np
 from simpy import Environment, Event
 
 from iris_ray.config import RunConfig
+from iris_ray.generation.delivery import delivery_pause
+from iris_ray.generation.heartbeat import heartbeat_s
 from iris_ray.generation.restarts import Restarts
 from iris_ray.generation.scaling import autoscaled
 from iris_ray.planning.hardware import CallSeconds
@@ -22,7 +24,6 @@ from iris_ray.planning.weight_sync import SyncSeconds
 from iris_ray.planning.workload import Workload
 from iris_ray.round_buffer import RoundBuffer
 
-DELIVERY_S = 0.1  # lets pairs come together into one message
 LARGEST_GRAIN_S = 1.0
 
 
@@ -58,9 +59,8 @@ class Simulation:
         self.iterations = iterations or config.schedule.iterations
         self.engine, self.sync, self.calls = costs.engine, costs.sync, costs.calls
         self.between_s = costs.between_s
-        self.delivery_s = DELIVERY_S
         # A coarser grain for many generators: a message then stands for several.
-        self.grain_s = min(LARGEST_GRAIN_S, DELIVERY_S * max(1, config.generation.count / 200))
+        self.grain_s = min(LARGEST_GRAIN_S, delivery_pause() * max(1, config.generation.count / 200))
         self.cores = Cores(costs.cores or float("inf"))
         self.shares_cores = costs.cores is not None
         self.engine_cores, self.learner_cores = costs.engine_cores, costs.learner_cores
@@ -220,7 +220,7 @@ class Simulation:
         rounds = self.learner.rounds
         seconds, pairs = (sum(entry[key] for entry in rounds) for key in ("seconds", "pairs"))
         waited = sum(entry["learner_waited_seconds"] for entry in rounds)
-        pool_s = self.calls.heartbeat * len(self.generators)  # a heartbeat a second of each
+        beats_per_s = len(self.generators) / heartbeat_s(len(self.generators))
         return {
             "iterations": rounds,
             "seconds": now,
@@ -239,6 +239,6 @@ class Simulation:
                 "sample buffer": self.buffer.server.utilisation,
                 "weight store": self.store.utilisation,
                 "controller": self.controller.utilisation,
-                "generator pool": min(pool_s, 1.0),
+                "generator pool": min(self.calls.heartbeat * beats_per_s, 1.0),
             },
         }
