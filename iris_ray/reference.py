@@ -15,7 +15,7 @@ HEAD = """# Every setting
 A recipe is a YAML file with these sections. Of several (`iris-ray run A.yaml B.yaml`) each changes what
 stands in those before it, setting by setting; a list is replaced as a whole. `--set section.key=value`
 changes one setting. This page is made by `python -m iris_ray.reference` of what stands beside the settings in
-[iris_ray/config.py](../iris_ray/config.py). Limits of numbers are told by the error that breaking them gives.
+[iris_ray/config](../iris_ray/config). Limits of numbers are told by the error that breaking them gives.
 """
 
 

@@ -1,0 +1,47 @@
+"""Recipes and the changes to them, before they are checked."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iris_ray.errors import ConfigError
+
+
+def read(recipe: Path) -> dict[str, Any]:
+    if not recipe.is_file():
+        raise ConfigError(f"recipe {recipe} does not exist. Recipes of this project lie in recipes/.")
+    try:
+        values = yaml.safe_load(recipe.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {recipe} must hold sections such as 'run:' and 'model:'.")
+    return values
+
+
+def lay_over(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set in `values` what stands in `changes`: sections setting by setting, everything else as a whole."""
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
+            lay_over(values[key], change)
+        else:
+            values[key] = change
+
+
+def apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) < 2:
+        raise ConfigError(f"--set {override}: write it as section.key=value, for instance run.name=second.")
+    for part in parts[:-1]:
+        inner = values.setdefault(part, {})
+        if inner is None:
+            inner = values[part] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, not a section.")
+        values = inner
+    try:
+        values[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML.") from error
