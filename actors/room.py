@@ -1,10 +1,11 @@
 """Whether a cluster has room for a run: Ray reserves it, and gets it back at once."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from iris_ray.errors import ResourceError
 from iris_ray.resources import Need, missing
@@ -37,6 +38,24 @@ def check_room(needed: list[Need], wait_s: float, waiting: Callable[[str], None]
                 told = True
     finally:
         remove_placement_group(room)
+
+
+def reserved() -> set[str]:
+    """Ids of all reservations (placement groups) that this job made and that stand."""
+    job = ray.get_runtime_context().get_job_id()
+    # Ray's public table does not tell whose they are.
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    groups = map(PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+    return {
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED
+    }
+
+
+def give_back(groups: Iterable[str]) -> None:
+    for group in groups:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
 def _lack(needed: list[Need]) -> str:

@@ -12,6 +12,7 @@ from actors.controller import Controller
 from actors.failures import user_error
 from actors.generator_pool import GeneratorPool
 from actors.learner import start_learner
+from actors.room import give_back, reserved
 from actors.run_metrics import RunMetrics
 from actors.run_status import run_status
 from actors.sample_buffer import SampleBuffer
@@ -27,6 +28,7 @@ from iris_ray.weights.manifest import Probe
 POLL_S = 0.5
 STATUS_TIMEOUT_S = 120  # while they start, actors answer late
 STOP_TIMEOUT_S = 20
+ENDING_S = 2
 
 
 class Service:
@@ -40,6 +42,7 @@ class Service:
         run = config.run.name
         self.metrics = RunMetrics(run)
         self.began = time.monotonic()
+        self.reserved_before = reserved()
         # What holds the run's state stays beside the driver, with which it ends anyhow. Ray would put actors
         # that ask for nothing on any node, also on a generators' node that is scaled down or lost.
         here: dict[str, Any] = {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
@@ -152,3 +155,13 @@ class Service:
         for handle in self._parts().values():
             ray.kill(handle)
         names.wait_free(self.config.run.name, self._parts(), STOP_TIMEOUT_S)
+
+    def give_back_room(self) -> None:
+        """Give back what Ray Train reserved, for another service in this job.
+
+        It does so itself, but for a learner that is killed while its ranks start.
+        """
+        until = time.monotonic() + ENDING_S  # its controller may be about to reserve
+        while time.monotonic() < until:
+            give_back(reserved() - self.reserved_before)
+            time.sleep(POLL_S)

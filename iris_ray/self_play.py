@@ -109,6 +109,7 @@ class SelfPlay:
                     if not failures_left:
                         raise
                     service.stop()
+                    service.give_back_room()
                     service = None
                     checkpoint = storage.keep_newest()
                     self.view.lost(error, checkpoint)

@@ -1,13 +1,16 @@
 """Whether a run fits on nodes, asked of a real Ray."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util import get_placement_group, placement_group, remove_placement_group
 
-from actors import room
+from actors import names, room
 from actors.cluster import connect
 from iris_ray.errors import ResourceError
 from iris_ray.resources import GIB, Need
@@ -90,3 +93,23 @@ def test_a_run_waits_for_the_nodes_that_an_autoscaler_brings(nodes: Cluster) -> 
 def test_nodes_that_do_not_come_are_not_waited_for_without_end(nodes: Cluster) -> None:
     with pytest.raises(ResourceError, match="elves: 1 needed, 0 free"):
         room.check_room([generators(1, custom={"elves": 1})], 1, lambda lack: None)
+
+
+ANOTHER = """
+import ray
+from ray.util.placement_group import placement_group
+ray.init(address={address!r}, namespace={namespace!r}, log_to_driver=False)
+ray.get(placement_group([{{"CPU": 0.1}}], name="another", lifetime="detached").ready())
+"""
+
+
+def test_what_this_job_reserved_is_found_and_given_back(nodes: Cluster) -> None:
+    program = ANOTHER.format(address=nodes.address, namespace=names.NAMESPACE)
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    before = room.reserved()
+    mine = placement_group([{"CPU": 0.1}])
+    ray.get(mine.ready())
+    assert room.reserved() - before == {mine.id.hex()}
+    room.give_back(room.reserved() - before)
+    assert room.reserved() == before
+    remove_placement_group(get_placement_group("another"))  # of another job, it still stood
