@@ -43,6 +43,7 @@ class LearnerRank:
         learner.before_update = self.published
         probe = self.wait(self.buffer.probe.remote(), "the probe")
         self.weights = WeightPublisher(config, learner, self.store, probe, self.rank, self.ranks)
+        self.recording: ray.ObjectRef | None = None
         taken, self.paused = self.wait(self.controller.standing_orders.remote(), "the orders that stand")
         self.events = LearnerEvents(
             self.controller, self.weights.broadcasts, self.rank, self.ranks, orders_taken=taken
@@ -103,13 +104,16 @@ class LearnerRank:
             if self.rank == 0:
                 what = "the sample buffer to commit a step"
                 staleness = self.wait(self.buffer.commit.remote(step), what)
-                self.controller.record_step.remote(result.report, staleness)
+                self._recorded()
+                self.recording = self.controller.record_step.remote(result.report, staleness)
             progress.step += 1
             if self.refresh_every and progress.step % self.refresh_every == 0 and progress.step < steps:
                 self.start_publishing(newest_version(progress.round, progress.step, self.refresh_every))
             every = self.config.checkpoint.every_steps
             if every and progress.step % every == 0 and progress.step < steps:
+                self._recorded()
                 checkpoint()
+        self._recorded()
         end = progress.tail.means(learner.objective, progress.round.alpha)
         what = "the controller to close the round"
         self.ask(lambda: self.controller.round_ended.remote(end, waited), what)
@@ -122,6 +126,7 @@ class LearnerRank:
             if event == "generators":
                 self.weights.send()
                 continue
+            self._recorded()
             if event in ("checkpoint", "stop"):
                 checkpoint()
             else:
@@ -131,6 +136,12 @@ class LearnerRank:
                 raise RunStopped
         batch: Share = self.wait(share, what)
         return batch
+
+    def _recorded(self) -> None:
+        """Wait until the last step is in the records: Ray may have later calls overtake it."""
+        if self.recording is not None:
+            self.wait(self.recording, "the controller to take note of a step")
+            self.recording = None
 
     def _next_event(self, awaited: ray.ObjectRef | None, what: str, orders: bool = False) -> Event:
         event = self.events.next(awaited, self.config.run.wait_timeout_s, orders)
