@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_every_tracker_gets_what_the_run_wrote(tmp_path: Path) -> None:
     config, view = all_trackers(tmp_path), Losses()
     folder, records, checkpoint = play_and_go_back(config, view)
     # Another program goes on with it.
+    next_second()
     with Tracking(config, folder, view):
         records.load_state_dict(checkpoint)
         play(records, 3, loss=10.0)
@@ -132,6 +134,7 @@ def test_every_tracker_gets_what_the_run_wrote(tmp_path: Path) -> None:
 
     # MLflow fails, in the middle of the run and then from its start.
     assert config.tracking.mlflow
+    next_second()
     with Tracking(config, folder, view) as tracking:
         MlflowClient(config.tracking.mlflow.uri).delete_run(tracking.ids["mlflow"])
         play(records, 1, loss=7.0)
@@ -140,6 +143,11 @@ def test_every_tracker_gets_what_the_run_wrote(tmp_path: Path) -> None:
     assert tensorboard_curves(folder)["step/loss"][-1] == (7, 7.0)
     with pytest.raises(ConfigError, match=r"tracking\.mlflow\.uri=sqlite.*does not take the run"):
         Tracking(config, folder, view)
+
+
+def next_second() -> None:
+    """TensorBoard reads files by name: the second, then a number of the process in which 10 comes before 9."""
+    time.sleep(1)
 
 
 Curves = dict[str, list[tuple[int, float]]]
