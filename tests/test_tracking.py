@@ -146,7 +146,7 @@ def test_every_tracker_gets_what_the_run_wrote(tmp_path: Path) -> None:
 
 
 def next_second() -> None:
-    """TensorBoard reads files by name: the second, then a number of the process in which 10 comes before 9."""
+    """TensorBoard reads files by name: the second, then a number of which 10 comes before 9."""
     time.sleep(1)
 
 
