@@ -182,7 +182,7 @@ class Controller:
         if self.records.evaluated_iteration == iteration:
             return  # before, or before the checkpoint that the run went back to
         answers = []
-        if questions := self.held_out.questions(iteration):
+        if questions := await asyncio.to_thread(self.held_out.questions, iteration):
             pool = names.find(self.config.run.name, names.GENERATOR_POOL)
             answers = await pool.answer.remote(questions, version)
         scores = await asyncio.to_thread(self.held_out.scores, iteration, answers)

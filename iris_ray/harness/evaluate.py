@@ -46,7 +46,10 @@ class Score:
 
     @property
     def stderr(self) -> float | None:
-        name, _, kept = self.metric.partition(",")
+        return self.stderr_of(self.metric)
+
+    def stderr_of(self, metric: str) -> float | None:
+        name, _, kept = metric.partition(",")
         error = self.metrics.get(f"{name}_stderr,{kept}")
         return error if isinstance(error, float) else None
 

@@ -14,14 +14,14 @@ def scores_table(scores: Sequence[Score], title: str) -> Table:
     for score in scores:
         names = [score.metric] if score.task.metric else [n for n in score.metrics if "_stderr" not in n]
         for name in names:
-            error = score.metrics.get(name.replace(",", "_stderr,"))
+            error = score.stderr_of(name)
             table.add_row(
                 score.task.title,
                 str(score.shots),
                 str(score.documents),
                 name.removesuffix(",none"),
                 f"{score.metrics[name]:.4f}",
-                f"{error:.4f}" if isinstance(error, float) else "–",
+                "–" if error is None else f"{error:.4f}",
             )
     return table
 
