@@ -49,11 +49,28 @@ MEANS = PairMeans(
 # Before Ray is imported: some tests talk to clusters that other processes started.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-# Two processes share the tests, and each of them the machine with its run. Before torch is imported.
+# Two processes share the tests. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# They begin with the files that take longest, so that no one waits for the other in the end.
-LONGEST = ("test_chaos.py", "test_resume.py", "test_generator_pool.py", "test_multi_node.py")
+# Files that start Ray, those that take longest first. Two runs at a time would starve each other.
+RAY_FILES = [
+    "chaos",
+    "resume",
+    "generator_pool",
+    "multi_node",
+    "self_play",
+    "gateway",
+    "metrics",
+    "job",
+    "online",
+    "lora_run",
+    "paper",
+    "room",
+    "generator",
+    "generator_benchmark",
+    "sync_benchmark",
+    "doctor",
+]
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -61,7 +78,16 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)  # else as they were
+    """One process has all files that start Ray; the other begins with the rest, whole files too."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return RAY_FILES.index(name) if name in RAY_FILES else len(RAY_FILES)
+
+    for item in items:
+        starts_ray = place(item) < len(RAY_FILES)
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.path.stem))
+    items.sort(key=place)  # else as they were
 
 
 @pytest.fixture(scope="module")
