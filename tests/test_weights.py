@@ -103,9 +103,11 @@ def test_nothing_to_pack_gives_no_bucket():
     assert list(pack_buckets([], 1000)) == []
 
 
-def parity(by: float, **sections) -> float:
-    """Check the probe's log-probs against the same, one of them `by` off."""
-    return check_parity(PROBE, [[-0.5, -1.5], [-2.5 + by]], run_config(**sections), "generator-7", version=3)
+def parity(by: float, logprob: float = -2.5, **sections) -> float:
+    """Check the probe's log-probs against the same, that of its last token `by` off."""
+    probe = Probe(PROBE.sequences, [PROBE.logprobs[0], [logprob]])
+    found = [PROBE.logprobs[0], [logprob + by]]
+    return check_parity(probe, found, run_config(**sections), "generator-7", version=3)
 
 
 def test_parity_tells_the_largest_difference():
@@ -118,7 +120,19 @@ def test_parity_tolerates_what_the_dtype_explains(dtype):
     model = {"path": "a", "dtype": dtype}
     assert parity(0.9 * TOLERANCE[dtype], model=model) > 0
     with pytest.raises(ParityError, match=f"allowed for {dtype}"):
-        parity(1.1 * TOLERANCE[dtype], model=model)
+        parity(1.5 * TOLERANCE[dtype], model=model)
+
+
+def test_in_bfloat16_unlikely_tokens_may_differ_more():
+    model = {"path": "a", "dtype": "bfloat16"}
+    assert parity(0.3, logprob=-20, model=model) == pytest.approx(0.3)
+    with pytest.raises(ParityError, match=r"log-prob of -20 its own differs by 0.5 nats, 0.412 is allowed"):
+        parity(0.5, logprob=-20, model=model)
+
+
+def test_no_number_is_no_parity():
+    with pytest.raises(ParityError):
+        parity(float("nan"))
 
 
 def test_parity_tolerance_can_be_set():
@@ -129,7 +143,9 @@ def test_parity_tolerance_can_be_set():
 
 @pytest.mark.parametrize("by", [1.0, -1.0, math.inf, math.nan])
 def test_weights_that_did_not_arrive_stop_the_run(by):
-    with pytest.raises(ParityError, match=r"generator-7 does not serve weights version 3: .*by up to"):
+    with pytest.raises(
+        ParityError, match=r"generator-7 does not serve weights version 3: .* its own differs by"
+    ):
         parity(by)
 
 
