@@ -48,15 +48,16 @@ class Checkpoints:
         lies on this node; the way into storage goes on beside training.
         """
         between = next_version is not None
-        version = (
-            next_version
-            if between
-            else newest_version(progress.round, progress.step, self.rank.refresh_every)
-        )
+        version = next_version
+        if version is None:
+            version = newest_version(progress.round, progress.step, self.rank.refresh_every)
+        name = f"iteration-{progress.round.iteration:03d}" + ("" if between else f"-step-{progress.step:05d}")
+        if name != self.newest:  # not ordered twice, or where one was due
+            with self.rank.learner.stopwatch("checkpoint"):
+                self._save(name, version, progress, between)
+
+    def _save(self, name: str, version: int, progress: RoundProgress, between: bool) -> None:
         iteration = progress.round.iteration
-        name = f"iteration-{iteration:03d}" + ("" if between else f"-step-{progress.step:05d}")
-        if name == self.newest:
-            return  # ordered twice, or where one was due
         folder = Path(tempfile.mkdtemp(prefix=self.prefix))
         plain = save_learner(self.rank.learner, None if between else progress, folder)
         actors = self._save_actors(folder) if self.rank.rank == 0 else {}

@@ -165,13 +165,10 @@ class Controller:
             self.records.order_set(round_)
         return round_
 
-    async def round_ended(self, end: PairMeans, waited: float) -> None:
-        """Take in how the round ended, and wait for what went on beside it.
-
-        The learner waited `waited` seconds for batches.
-        """
+    async def round_ended(self, end: PairMeans) -> None:
+        """Take in how the round ended, and wait for what went on beside it."""
         self.game.measured_end(end)
-        self.records.round_closed(end, waited)
+        self.records.round_closed(end)
         assert self.beside_training is not None
         await self.beside_training
         self.beside_training = None
@@ -201,8 +198,8 @@ class Controller:
         path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"
         await asyncio.to_thread(write_samples, path, map(ray.get, chunks), self.tokenizer)
 
-    def record_step(self, report: StepReport, staleness: list[int]) -> None:
-        self.records.stepped(report, staleness)
+    def record_step(self, report: StepReport, staleness: list[int], seconds: dict[str, float]) -> None:
+        self.records.stepped(report, staleness, seconds)
 
     def record_update(self, update: Update) -> None:
         self.records.updated(update)

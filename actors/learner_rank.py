@@ -1,6 +1,5 @@
 """One rank of the learner among the run's actors."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -48,6 +47,7 @@ class LearnerRank:
         self.events = LearnerEvents(
             self.controller, self.weights.broadcasts, self.rank, self.ranks, orders_taken=taken
         )
+        learner.stopwatch.lap()  # from here on its time counts
 
     def publish(self, version: int, opponent: bool = False) -> None:
         """List the policy's weights, or the opponent's, as `version` for generators to pull."""
@@ -57,20 +57,23 @@ class LearnerRank:
     def start_publishing(self, version: int, opponent: bool = False) -> None:
         """The same, but weights are copied beside what comes next, until the next update of the policy."""
         self.published()
-        self.publishing = version, self.weights.publish(version, opponent)
+        with self.learner.stopwatch("publish"):
+            self.publishing = version, self.weights.publish(version, opponent)
 
     def published(self) -> None:
         """Wait until what is being published is listed."""
         if self.publishing:
             (version, listed), self.publishing = self.publishing, None
-            self.wait(listed.result(), f"the weight store to take version {version}")
+            with self.learner.stopwatch("publish"):
+                self.wait(listed.result(), f"the weight store to take version {version}")
 
     def next_round(self, version: int) -> "RoundProgress | None":
         """Open the next round, on every rank; `None` when the game is over."""
         from iris_ray.learner.learner_state import RoundProgress
 
         what = f"generators to load version {version} and finish the evaluation"
-        opened = self.ask(lambda: self.controller.next_round.remote(version), what)
+        with self.learner.stopwatch("between"):
+            opened = self.ask(lambda: self.controller.next_round.remote(version), what)
         if opened is None:
             return None
         progress = RoundProgress(*opened)
@@ -83,17 +86,18 @@ class LearnerRank:
 
         Calls `checkpoint` every `checkpoint.every_steps` steps, and when it is ordered. Raises `RunStopped`.
         """
-        learner, steps, waited = self.learner, progress.steps, 0.0
+        learner, steps = self.learner, progress.steps
         share: ray.ObjectRef = self.buffer.share.remote(progress.step, self.rank, self.ranks)
         while progress.step < steps:
             step, round_ = progress.step, progress.round
-            begin = time.monotonic()
             what = f"batch {step + 1} of {steps} in iteration {round_.iteration}"
-            batch = self._next_batch(share, what, checkpoint)
-            waited += time.monotonic() - begin
+            with learner.stopwatch("wait"):
+                batch = self._next_batch(share, what, checkpoint)
             if step + 1 < steps:
                 share = self.buffer.share.remote(step + 1, self.rank, self.ranks)
-            result = learner.step(_fetch(batch), round_.alpha)
+            with learner.stopwatch("fetch"):
+                pairs = _fetch(batch)
+            result = learner.step(pairs, round_.alpha)
             if not result.report.skipped:
                 progress.tail.add(result.rows)
             if step == 0:
@@ -101,11 +105,12 @@ class LearnerRank:
                 what = "the controller to set the order"
                 opened = self.ask(lambda start=start: self.controller.round_started.remote(start), what)
                 progress.round = opened
+            seconds = learner.stopwatch.lap()
             if self.rank == 0:
                 what = "the sample buffer to commit a step"
                 staleness = self.wait(self.buffer.commit.remote(step), what)
                 self._recorded()
-                self.recording = self.controller.record_step.remote(result.report, staleness)
+                self.recording = self.controller.record_step.remote(result.report, staleness, seconds)
             progress.step += 1
             if self.refresh_every and progress.step % self.refresh_every == 0 and progress.step < steps:
                 self.start_publishing(newest_version(progress.round, progress.step, self.refresh_every))
@@ -116,7 +121,8 @@ class LearnerRank:
         self._recorded()
         end = progress.tail.means(learner.objective, progress.round.alpha)
         what = "the controller to close the round"
-        self.ask(lambda: self.controller.round_ended.remote(end, waited), what)
+        with learner.stopwatch("between"):
+            self.ask(lambda: self.controller.round_ended.remote(end), what)
 
     def _next_batch(self, share: ray.ObjectRef, what: str, checkpoint: Callable[[], None]) -> Share:
         """The batch, once it is there; what a person orders comes first. Raises `RunStopped`."""

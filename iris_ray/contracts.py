@@ -125,6 +125,23 @@ class StepReport:
     abs_reward_max: float = 0.0
 
 
+# What a rank of the learner does: wait for a batch to be written, fetch it, score references, compute
+# forward, backward and the update, publish weights, save a checkpoint, and wait between two rounds for
+# generators to load and for the evaluation to end.
+PHASES = (
+    "wait",
+    "fetch",
+    "score",
+    "forward",
+    "backward",
+    "optimizer",
+    "publish",
+    "checkpoint",
+    "between",
+    "other",
+)
+
+
 @dataclass(frozen=True)
 class Update:
     """A finished weight update of a generator.

@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from iris_ray.config import Alpha
-from iris_ray.contracts import StepReport, Update
+from iris_ray.contracts import PHASES, StepReport, Update
 from iris_ray.data.report import Added
 from iris_ray.diagnostics import Diagnostics, Finding
 from iris_ray.game import Round
@@ -54,6 +54,7 @@ class Records:
                 "seconds": None,
                 "generation_seconds": None,
                 "learner_waited_seconds": None,
+                "learner_seconds": dict.fromkeys(PHASES, 0.0),
             }
         )
 
@@ -71,8 +72,11 @@ class Records:
         self.round = round_
         self.iterations[-1] |= {"alpha": round_.alpha, "gap": round_.gap, "reason": round_.reason}
 
-    def stepped(self, report: StepReport, staleness: list[int]) -> None:
-        """A step was taken on pairs whose opponents lay `staleness` versions behind the newest."""
+    def stepped(self, report: StepReport, staleness: list[int], seconds: dict[str, float]) -> None:
+        """A step was taken on pairs whose opponents lay `staleness` versions behind the newest.
+
+        Since the one before, the learner spent `seconds` in each of its phases.
+        """
         self.step += 1
         current = self.iterations[-1]
         current["steps"] += 1
@@ -88,7 +92,10 @@ class Records:
         order = {"alpha": current["alpha"], "gap": current["gap"]}
         current["staleness_max"] = max(current["staleness_max"], *staleness)
         stale = {"staleness_mean": fmean(staleness), "staleness_max": max(staleness)}
-        self.folder.append_metrics("step", where | order | self.last_step | stale)
+        for phase, spent in seconds.items():
+            current["learner_seconds"][phase] += spent
+        spent_in = {f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES}
+        self.folder.append_metrics("step", where | order | self.last_step | stale | spent_in)
         assert self.round is not None
         if not report.skipped:
             self._warn(self.diagnostics.stepped(self.round, report))
@@ -101,13 +108,10 @@ class Records:
         current["generation_seconds"] = time.monotonic() - self.opened
         self.folder.append_metrics("written", {"iteration": current["iteration"]})
 
-    def round_closed(self, end: PairMeans, waited: float) -> None:
-        """Training against the opponent is over; its successor is not evaluated yet.
-
-        The learner waited `waited` seconds for batches.
-        """
+    def round_closed(self, end: PairMeans) -> None:
+        """Training against the opponent is over; its successor is not evaluated yet."""
         current = self.iterations[-1]
-        current["learner_waited_seconds"] = waited
+        current["learner_waited_seconds"] = current["learner_seconds"]["wait"]
         current["seconds"] = time.monotonic() - self.opened
         current["loss"] = end.loss
         current["reward_real"], current["reward_synthetic"] = end.reward_real, end.reward_synthetic

@@ -46,6 +46,8 @@ MEANS = PairMeans(
     alpha=2.0,
 )
 
+SECONDS = {"wait": 0.25, "forward": 0.5, "backward": 1.0}  # of a step
+
 # Before Ray is imported: some tests talk to clusters that other processes started.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SECONDS
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,9 +124,9 @@ def play(records: Records, iteration: int, steps: int = STEPS) -> None:
     """An iteration from its opening to its last step, each step with a loss of its own."""
     records.round_opened(Round(iteration, iteration - 1, 1 + iteration / 4, iteration / 8, "why"), steps)
     for number in range(steps):
-        records.stepped(replace(STEP, loss=0.5 - 0.25 * number), [0])
+        records.stepped(replace(STEP, loss=0.5 - 0.25 * number), [0], SECONDS)
     records.round_written()
-    records.round_closed(END, 0.5)
+    records.round_closed(END)
 
 
 def whole_run(root: Path, name: str, prepared: Prepared | None = None, **sections: dict) -> RunFolder:
@@ -311,7 +312,7 @@ def test_a_warning_is_told_once_with_its_cause_and_its_iterations(begun):
     for iteration in (1, 2):
         records.round_opened(Round(iteration, 0, 1.0, 0.0, "why"), STEPS)
         for _ in range(STEPS):
-            records.stepped(replace(STEP, truncated=4), [0])
+            records.stepped(replace(STEP, truncated=4), [0], SECONDS)
     text = words(run_page(read_history(folder)))
     assert text.count("mostly_truncated") == 1
     assert "mostly_truncated first at iteration 1, step 5; in iterations 1, 2" in text
@@ -321,8 +322,8 @@ def test_a_warning_is_told_once_with_its_cause_and_its_iterations(begun):
 def test_stale_pairs_get_a_curve(begun):
     folder, records = begun
     records.round_opened(Round(1, 0, 1.0, 0.0, "why"), STEPS)
-    records.stepped(STEP, [0, 2])
-    records.stepped(STEP, [1, 1])
+    records.stepped(STEP, [0, 2], SECONDS)
+    records.stepped(STEP, [1, 1], SECONDS)
     labels = Page(run_page(read_history(folder))).values("aria-label")
     (staleness,) = [label for label in labels if label.startswith("Staleness")]
     assert "mean first 1, last 1" in staleness
@@ -352,8 +353,8 @@ def test_a_run_that_goes_on(begun):
     play(records, 1)
     records.evaluated(1, {"exact_match": 0.5})
     records.round_opened(Round(2, 1, 1.5, 0.5, "why"), STEPS)
-    records.stepped(replace(STEP, loss=float("nan"), grad_norm=None, skipped=True), [0])
-    records.stepped(STEP, [0])
+    records.stepped(replace(STEP, loss=float("nan"), grad_norm=None, skipped=True), [0], SECONDS)
+    records.stepped(STEP, [0], SECONDS)
     with folder.metrics.open("a") as file:
         file.write('{"event": "st')  # in the middle of being written
     page = run_page(read_history(folder))
@@ -479,7 +480,7 @@ def test_a_bin_holds_consecutive_values_without_those_that_are_missing():
 def test_a_long_run_makes_a_small_page(begun):
     folder, records = begun
     records.round_opened(Round(1, 0, 1.0, 0.0, "why"), 20_000)
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
     (line,) = folder.metrics.read_text().splitlines()
     step = json.loads(line)
     losses = np.random.default_rng(0).normal(size=20_000)

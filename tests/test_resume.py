@@ -187,7 +187,7 @@ def test_a_run_that_died_ends_as_if_it_never_had(resumed: tuple[Path, str], stra
     assert len(steps(straight)) == 2 * STEPS
     assert steps(path) == steps(straight)
     assert same_weights(path / "final", straight / "final")
-    clocks = ("seconds", "generation_seconds", "learner_waited_seconds", "pairs_per_s")
+    clocks = ("seconds", "generation_seconds", "learner_waited_seconds", "learner_seconds", "pairs_per_s")
     for mine, theirs in zip(summary(path)["iterations"], summary(straight)["iterations"], strict=True):
         # A likelihood comes out of the engine's batches, which never are the same.
         likelihoods = ("held_out_nll", "held_out_margin")

@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import run_config
+from conftest import SECONDS, run_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iris_ray.config import Alpha, RunConfig
-from iris_ray.contracts import StepReport, Update
+from iris_ray.contracts import PHASES, StepReport, Update
 from iris_ray.errors import RunFolderError
 from iris_ray.game import Round
 from iris_ray.gap import PairMeans
@@ -127,8 +127,8 @@ def test_summary_and_probe_are_json(folder):
 def play_round(records: Records, iteration: int, steps: int = 2) -> None:
     records.round_opened(Round(iteration, iteration - 1, alpha=1.25, gap=0.5, reason="why"), steps)
     for _ in range(steps):
-        records.stepped(STEP, [0])
-    records.round_closed(END, 0.5)
+        records.stepped(STEP, [0], SECONDS)
+    records.round_closed(END)
 
 
 def test_summary_of_a_run(folder):
@@ -165,7 +165,7 @@ def test_summary_of_a_run_that_did_not_get_far(folder):
     assert records.summary()["iterations"] == []
     assert records.summary()["sync"]["parity_max_abs_diff"] is None
     records.round_opened(Round(1, 0, alpha=1.0, gap=0.0, reason="why"), 5)
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
     assert records.summary()["iterations"] == []
     assert records.summary()["pairs_per_s"] is None
 
@@ -182,7 +182,8 @@ def test_every_event_is_in_the_metrics(folder):
         del step["time"]
         where = {"event": "step", "iteration": 1, "step": number, "global_step": number}
         stale = {"staleness_mean": 0, "staleness_max": 0}
-        assert step == where | {"alpha": 1.25, "gap": 0.5} | asdict(STEP) | stale
+        spent = {f"{phase}_seconds": SECONDS.get(phase, 0) for phase in PHASES}
+        assert step == where | {"alpha": 1.25, "gap": 0.5} | asdict(STEP) | stale | spent
     assert (update["event"], update["parity_max_abs_diff"]) == ("update", 1e-6)
     assert (iteration["event"], iteration["iteration"], iteration["exact_match"]) == ("iteration", 1, 0.75)
     play_round(records, 2)
@@ -194,14 +195,19 @@ def test_generators_and_the_age_of_their_pairs_are_recorded(folder):
     records = Records(folder, Alpha())
     records.round_opened(Round(1, 0, alpha=1.25, gap=0.5, reason="why"), 2)
     records.generator("generator-0", "died", "lost its node")
-    records.stepped(STEP, [0, 0, 1, 1])
-    records.stepped(STEP, [2, 0, 0, 0])
-    records.round_closed(END, 1.5)
+    records.stepped(STEP, [0, 0, 1, 1], SECONDS)
+    records.stepped(STEP, [2, 0, 0, 0], SECONDS)
+    records.round_closed(END)
     died, *steps = events(folder)
     assert (died["generator"], died["state"], died["reason"]) == ("generator-0", "died", "lost its node")
     assert [(step["staleness_mean"], step["staleness_max"]) for step in steps] == [(0.5, 1), (0.5, 2)]
     (entry,) = records.summary()["iterations"]
-    assert (entry["staleness_max"], entry["learner_waited_seconds"]) == (2, 1.5)
+    assert (entry["staleness_max"], entry["learner_waited_seconds"]) == (2, 0.5)
+    assert {phase: spent for phase, spent in entry["learner_seconds"].items() if spent} == {
+        "wait": 0.5,
+        "forward": 1.0,
+        "backward": 2.0,
+    }
 
 
 def test_status_follows_the_run(folder):
@@ -210,7 +216,7 @@ def test_status_follows_the_run(folder):
     records.evaluated(0, {"exact_match": 0.25})
     play_round(records, 1)
     records.round_opened(Round(2, 1, alpha=1.5, gap=1.0, reason="why"), 7)
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
     status = records.status()
     assert (status["iteration"], status["alpha"], status["gap"]) == (2, 1.5, 1.0)
     assert (status["step"], status["steps"], status["evaluated"]) == (1, 7, 0)
@@ -225,10 +231,10 @@ def test_status_follows_the_run(folder):
 def test_an_order_set_after_the_first_batch_holds_from_then_on(folder):
     records = Records(folder, Alpha())
     records.round_opened(Round(1, 0, alpha=1.0, gap=0.0, reason="initial"), 3)
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
     records.order_set(Round(1, 0, alpha=1.5, gap=1.0, reason="measured"))
-    records.stepped(STEP, [0])
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
+    records.stepped(STEP, [0], SECONDS)
     assert [(event["alpha"], event["gap"]) for event in events(folder)] == [
         (1.0, 0.0),
         (1.5, 1.0),
@@ -237,7 +243,7 @@ def test_an_order_set_after_the_first_batch_holds_from_then_on(folder):
     assert [event["step"] for event in events(folder)] == [1, 2, 3]
     status = records.status()
     assert (status["iteration"], status["alpha"], status["gap"], status["step"]) == (1, 1.5, 1.0, 3)
-    records.round_closed(END, 0.5)
+    records.round_closed(END)
     (entry,) = records.summary()["iterations"]
     assert (entry["alpha"], entry["gap"], entry["reason"], entry["pairs"]) == (1.5, 1.0, "measured", 12)
 
@@ -258,8 +264,8 @@ def test_warnings_are_in_status_summary_and_metrics(folder):
     for iteration in (1, 2):
         records.round_opened(Round(iteration, iteration - 1, alpha=1.25, gap=0.5, reason="why"), 8)
         for _ in range(8):
-            records.stepped(replace(STEP, truncated=4), [0])
-        records.round_closed(END, 0.5)
+            records.stepped(replace(STEP, truncated=4), [0], SECONDS)
+        records.round_closed(END)
     assert warned(records) == [(1, 5, "mostly_truncated"), (2, 5, "mostly_truncated")]
     assert "100%" in records.warnings[0]["message"]
     assert records.status()["warnings"] == records.summary()["warnings"] == records.warnings
@@ -273,7 +279,7 @@ def test_a_warning_stands_behind_the_step_that_it_is_about(folder):
     records = Records(folder, Alpha())
     records.round_opened(Round(1, 0, alpha=1.25, gap=0.5, reason="why"), 6)
     for _ in range(6):
-        records.stepped(replace(STEP, identical=4), [0])
+        records.stepped(replace(STEP, identical=4), [0], SECONDS)
     assert [event["event"] for event in events(folder)] == ["step"] * 5 + ["warning", "step"]
 
 
@@ -281,11 +287,11 @@ def test_a_gap_that_saturates_is_warned_of_once_its_order_is_trained_at(folder):
     records = Records(folder, Alpha(c=1.0, maximum=2.0))
     records.round_opened(Round(1, 0, alpha=2.0, gap=3.0, reason="why"), 2)
     records.order_set(Round(1, 0, alpha=1.5, gap=0.5, reason="why"))
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
     records.round_opened(Round(2, 1, alpha=1.5, gap=0.5, reason="why"), 2)
     assert warned(records) == []
     records.order_set(Round(2, 1, alpha=2.0, gap=3.0, reason="why"))
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
     assert warned(records) == [(2, 1, "gap_saturates")]
     assert "alpha.maximum=2" in records.warnings[0]["message"]
 
@@ -381,7 +387,7 @@ def whole_run(records: Records) -> list:
     """What happens to the records in a run of two rounds, as calls that can be made one by one."""
 
     def step(n: int):
-        return lambda: records.stepped(replace(STEP, loss=-n / 3, truncated=4 * (n % 7 > 1)), [0])
+        return lambda: records.stepped(replace(STEP, loss=-n / 3, truncated=4 * (n % 7 > 1)), [0], SECONDS)
 
     def open_(iteration: int):
         return lambda: records.round_opened(Round(iteration, iteration - 1, 1.25, 5.0, "why"), 8)
@@ -394,14 +400,14 @@ def whole_run(records: Records) -> list:
         *map(step, range(1, 6)),
         records.round_written,
         *map(step, range(6, 8)),
-        lambda: records.round_closed(END, 0.5),
+        lambda: records.round_closed(END),
         lambda: records.updated(Update("generator-0", 1, 2.0, 1.0, 1e-6)),
         open_(2),
         step(8),
         lambda: records.evaluated(1, {"exact_match": 0.5}),
         *map(step, range(9, 16)),
         records.round_written,
-        lambda: records.round_closed(END, 0.5),
+        lambda: records.round_closed(END),
         lambda: records.evaluated(2, {"exact_match": None}),
     ]
 
@@ -453,7 +459,7 @@ def test_a_kept_state_does_not_change_with_the_records(folder):
     state = records.state_dict()
     text = json.dumps(state)
     for _ in range(2):
-        records.round_closed(replace(END, loss=1.0), 0.5)
+        records.round_closed(replace(END, loss=1.0))
         play_round(records, 2)
         assert json.dumps(state) == text
         records.load_state_dict(state)
@@ -471,7 +477,7 @@ def test_a_rounds_seconds_are_those_in_which_the_run_lived(folder, monkeypatch, 
     records = Records(folder, Alpha())
     records.round_opened(Round(1, 0, alpha=1.0, gap=0.0, reason="why"), 2)
     clock[0] += 10
-    records.stepped(STEP, [0])
+    records.stepped(STEP, [0], SECONDS)
     state = records.state_dict()
     clock[0] += 500  # done for nothing, then dead
     if not alive:
@@ -481,7 +487,7 @@ def test_a_rounds_seconds_are_those_in_which_the_run_lived(folder, monkeypatch, 
     clock[0] += 7
     records.round_written()
     clock[0] += 5
-    records.round_closed(END, 0.5)
+    records.round_closed(END)
     assert records.iterations[0]["generation_seconds"] == 17
     assert records.iterations[0]["seconds"] == 22
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_config
+from conftest import SECONDS, run_config
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
@@ -70,7 +70,7 @@ def all_trackers(tmp_path: Path) -> RunConfig:
 
 def play(records: Records, steps: int, loss: float) -> None:
     for number in range(steps):
-        records.stepped(replace(STEP, loss=loss + number), [0])
+        records.stepped(replace(STEP, loss=loss + number), [0], SECONDS)
 
 
 def play_and_go_back(config: RunConfig, view: View) -> tuple[RunFolder, Records, dict[str, Any]]:

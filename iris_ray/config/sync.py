@@ -19,8 +19,7 @@ class Sync(Section):
     probe_sequences: int = Field(4, ge=1)
     """Annotated pairs whose log-probs learner and generator must agree on after every update."""
     parity_tolerance: float | None = Field(None, gt=0)
-    """Largest difference allowed, in nats per token. Empty: by dtype. In bfloat16 unlikely tokens may differ
-    by 1/64 of their log-prob more."""
+    """Largest difference of a token that is allowed, in nats; a fifth of it for the mean. Empty: by dtype."""
     timeout_s: float = Field(300, gt=0)
     """How long one weight update may take, in seconds."""
 

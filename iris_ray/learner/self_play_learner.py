@@ -21,6 +21,7 @@ from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.micro_batches import micro_batches
 from iris_ray.learner.optimizer import round_scheduler
 from iris_ray.learner.players import build_players
+from iris_ray.learner.stopwatch import Stopwatch
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
 from iris_ray.plugins import configured_objective
@@ -56,6 +57,7 @@ class SelfPlayLearner:
         self.players = build_players(model, config)
         self.references: dict[int, torch.Tensor] = {}  # of each pair id, in this round
         self.skipped_in_a_row = 0
+        self.stopwatch = Stopwatch(device)
         self.before_update: Callable[[], None] = lambda: None  # called when a step is about to change weights
         self.engine, self.optimizer = build_engine(self.players.scorer, config.learner, config.model.dtype)
         self.gather = partial(
@@ -76,14 +78,15 @@ class SelfPlayLearner:
         Σ coefficient·log p back-propagated micro-batch by micro-batch. With a single micro-batch one
         forward pass serves both.
         """
-        references = self._references(pairs)
+        with self.stopwatch("score"):
+            references = self._references(pairs)
         groups, batches = self._passes(pairs)
         one_pass = len(batches) == 1
         logprobs = torch.full((len(pairs), KINDS), torch.nan, dtype=torch.float64)
-        with torch.set_grad_enabled(one_pass):
+        with self.stopwatch("forward"), torch.set_grad_enabled(one_pass):
             sums = [batch.sum_by_sequence(self.engine(batch)) for batch in batches]
-        for group, scores_S in zip(groups, sums, strict=False):
-            _put(logprobs, group, scores_S.detach())
+            for group, scores_S in zip(groups, sums, strict=False):
+                _put(logprobs, group, scores_S.detach())
         table, mine = gather_rows(BatchRows.of(pairs, logprobs, references).table)
         rows = BatchRows(table)
         if self.config.learner.reference == "learner":
@@ -95,17 +98,20 @@ class SelfPlayLearner:
         grad_norm = None
         if math.isfinite(loss):
             for index, batch in enumerate(batches):
-                scores_S = sums[index] if one_pass else batch.sum_by_sequence(self.engine(batch))
+                with self.stopwatch("forward"):
+                    scores_S = sums[index] if one_pass else batch.sum_by_sequence(self.engine(batch))
                 if index < len(groups):
                     kinds = batch.sequences // len(groups[index])
                     weights_S = factors[mine][groups[index], :kinds].flatten().to(scores_S.device)
                     share = (weights_S * scores_S).sum()
                 else:
                     share = 0 * scores_S.sum()
-                # DeepSpeed averages over ranks; the objective is a sum over all of them.
-                self.engine.backward(dist.get_world_size() * share, scale_wrt_gas=False)
+                with self.stopwatch("backward"):
+                    # DeepSpeed averages over ranks; the objective is a sum over all of them.
+                    self.engine.backward(dist.get_world_size() * share, scale_wrt_gas=False)
             self.before_update()
-            grad_norm = take_step(self.engine).grad_norm
+            with self.stopwatch("optimizer"):
+                grad_norm = take_step(self.engine).grad_norm
         self.lr_scheduler.step()
         report = _report(rows, loss, factors, grad_norm, learning_rate)
         self._count_skipped(report)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from iris_ray.config import RunConfig
+from iris_ray.contracts import PHASES
 from iris_ray.errors import RunFolderError
 from iris_ray.run_folder import RunFolder
 
@@ -38,6 +39,7 @@ STEP_COLUMNS = (
     "abs_reward_max",
     "staleness_mean",
     "staleness_max",
+    *(f"{phase}_seconds" for phase in PHASES),
 )
 
 # Of an iteration.
@@ -104,6 +106,7 @@ class History:
             "pairs": int(np.nansum(steps["pairs"])),
             "truncated": int(np.nansum(steps["truncated"])),
             "skipped_steps": int(np.nansum(steps["skipped"])),
+            "learner_seconds": {phase: float(np.nansum(steps[f"{phase}_seconds"])) for phase in PHASES},
         }
 
     def steps_of(self, iteration: int) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from iris_ray.report.charts import run_charts
 from iris_ray.report.decimation import POINTS
 from iris_ray.report.history import History
 from iris_ray.report.pairs_shown import ShownPairs, ShownPrompt, shown_pairs
+from iris_ray.report.phases_picture import phases_svg
 from iris_ray.report.shading import LEVELS, NotShadedError, shade
 from iris_ray.report.templating import render
 from iris_ray.report.timeline import timeline
@@ -44,6 +45,7 @@ def run_page(history: History, *, score: bool = False) -> str:
         levels=LEVELS,
         timeline=timeline_svg(line) if line else None,
         waiting=waiting(history),
+        phases=phases_svg(history),
         sync=_sync(history),
         warnings=_warnings(history),
         comings=_comings(history),
