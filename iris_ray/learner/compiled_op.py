@@ -19,6 +19,8 @@ def load_compiled_op() -> None:
     file, and all that come later wait for ever. So nobody goes there without a lock that the kernel frees:
     who holds it knows that a file which is there was left behind.
     """
+    # Another ninja than the installation's would compile it anew, and so would that one the next time.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(DEFAULT_FOLDER)))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "iris-ray.lock").open("w") as lock:
