@@ -95,6 +95,7 @@ class SampleBuffer:
             initial=self.initial,
             refresh_every=steps_between(self.config.schedule),
             max_staleness=self.config.schedule.max_staleness,
+            overlap=self.config.schedule.overlap,
         )
 
     async def state(self) -> tuple[dict[str, Any], Places, Places]:

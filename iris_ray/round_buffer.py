@@ -64,18 +64,21 @@ class RoundBuffer:
         initial: Mapping[int, StoredPair] | None = None,
         refresh_every: int | None = None,
         max_staleness: int = 0,
+        overlap: bool = True,
     ):
         """`initial`: pairs of the first iteration by pair id, for an objective that looks at them.
 
         `refresh_every`: steps between two versions of the opponent; a pair is trained on when its own lies
-        at most `max_staleness` versions behind the newest.
+        at most `max_staleness` versions behind the newest. Without `overlap` no batch is ready before all
+        pairs are written, and `max_ahead` is no bound.
         """
         self.round = round_
         self.replicas = replicas
         self.pair_ids = _positions(prompt_ids, replicas)
         self.ledger = Ledger(len(self.pair_ids), epochs)
         self.batch_size = batch_size
-        self.max_ahead = max_ahead
+        self.max_ahead = max_ahead if overlap else len(self.pair_ids)
+        self.overlap = overlap
         self.steps_per_epoch = math.ceil(len(self.pair_ids) / batch_size)
         self.steps = epochs * self.steps_per_epoch
         self.trained_steps = 0
@@ -128,7 +131,8 @@ class RoundBuffer:
         return self._orders[epoch][start : start + self.batch_size].tolist()
 
     def is_ready(self, step: int) -> bool:
-        return self.ledger.is_written(self.positions(step))
+        needed = self.positions(step) if self.overlap else range(self.ledger.size)
+        return self.ledger.is_written(needed)
 
     def share(self, step: int, rank: int, ranks: int) -> Share:
         """What `rank` of `ranks` trains on in `step`: about the same number of tokens for each."""

@@ -27,6 +27,7 @@ def round_buffer(
     seed: int = 0,
     iteration: int = 1,
     replicas: int = 1,
+    overlap: bool = True,
 ) -> RoundBuffer:
     """A round of `size` prompts."""
     round_ = Round(iteration, version=iteration - 1, alpha=1.0, gap=0.0, reason="")
@@ -38,6 +39,7 @@ def round_buffer(
         max_ahead=max_ahead,
         seed=seed,
         replicas=replicas,
+        overlap=overlap,
     )
 
 
@@ -394,3 +396,14 @@ def test_a_response_has_its_seed_wherever_and_whenever_it_is_leased(replicas, ba
     }
     assert seeds == expected
     assert len(set(seeds.values())) == 12 * replicas
+
+
+def test_without_overlap_nothing_is_ready_before_all_is_written() -> None:
+    buffer = round_buffer(10, batch_size=4, max_ahead=5, overlap=False)
+    positions = buffer.lease("a", 20)
+    assert len(positions) == 10  # all at once: the learner takes none before
+    for position in positions[:-1]:
+        buffer.add("a", position, stored(position))
+    assert not buffer.is_ready(0)
+    buffer.add("a", positions[-1], stored(positions[-1]))
+    assert all(map(buffer.is_ready, range(buffer.steps)))

@@ -71,6 +71,9 @@ class Schedule(Section):
     refresh: Literal["iteration"] | Annotated[int, Field(ge=1)] = "iteration"
     """When the opponent is replaced: `iteration` freezes it until all its pairs are trained on; a number
     plays the online game, with a new opponent after so many optimiser steps."""
+    overlap: bool = True
+    """Train while the opponent still writes. `false` waits until it has written all: to see what that is
+    worth."""
     max_staleness: int = Field(1, ge=0)
     """Online, by how many versions the oldest that wrote some of a response may lie behind the newest when
     the pair is trained on."""

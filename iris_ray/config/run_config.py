@@ -58,6 +58,11 @@ class RunConfig(Section):
                     f"{online} needs learner.reference=generator: the learner keeps no copies of the "
                     "opponents that wrote the pairs"
                 )
+            if not self.schedule.overlap:
+                raise ValueError(
+                    f"{online} needs schedule.overlap=true: a newer opponent writes what follows on older "
+                    "ones' pairs"
+                )
             if self.schedule.epochs != 1:
                 raise ValueError(
                     f"{online} needs schedule.epochs=1, not {self.schedule.epochs}: in a second pass all "

@@ -65,6 +65,7 @@ class SimulatedBuffer:
             replicas=self.config.generation.n,
             refresh_every=steps_between(schedule),
             max_staleness=schedule.max_staleness,
+            overlap=schedule.overlap,
         )
         self._all_written = self.env.event()
         self._changed()
@@ -125,7 +126,8 @@ class SimulatedBuffer:
     def batch(self, step: int) -> Event:
         """There once the whole batch is written."""
         assert self.current is not None
-        self._missing = {p for p in self.current.positions(step) if not self.current.ledger.is_written([p])}
+        needed = self.current.positions(step) if self.current.overlap else range(self.current.ledger.size)
+        self._missing = {position for position in needed if not self.current.ledger.is_written([position])}
         self._batch = self.env.event()
         batch = self._batch
         if not self._missing:

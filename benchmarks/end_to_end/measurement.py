@@ -1,0 +1,75 @@
+"""All ways in turns, and what comes of it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from benchmarks.end_to_end import ours, peer
+from benchmarks.end_to_end.ours import Row
+from benchmarks.end_to_end.scores import score
+from benchmarks.end_to_end.settings import OURS, PEERS, Settings, Way, make_start
+
+
+def measure(
+    settings: Settings, ways: Sequence[Way], dtypes: Sequence[str], repeats: int, say: Callable[[str], None]
+) -> list[Row]:
+    """A row for each way and dtype: medians over `repeats`, with the least and greatest value.
+
+    A repeat plays all ways once, so that a machine that grows slower slows all of them.
+    """
+    taken: dict[tuple[Way, str], list[Row]] = {}
+    with TemporaryDirectory() as folder:
+        say("making the start model")
+        start = make_start(settings, Path(folder))
+        before = score(start.model, start.holdout, settings.max_response_tokens)
+        for repeat in range(repeats):
+            for dtype in dtypes:
+                for way in ways:
+                    say(f"{way} in {dtype}, {repeat + 1} of {repeats}")
+                    play = ours.play if way in OURS else peer.play
+                    row, models = play(settings, way, dtype, start, f"{way}-{dtype}-{repeat}")
+                    scores = [score(m, start.holdout, settings.max_response_tokens) for m in models]
+                    row["pairs_per_s"] = row["pairs"] / row["seconds"]
+                    row["exact_match"] = [before, *scores]
+                    taken.setdefault((way, dtype), []).append(row)
+    return [_row(way, dtype, rows) for (way, dtype), rows in taken.items()]
+
+
+def _row(way: Way, dtype: str, rows: list[Row]) -> Row:
+    row: Row = {"way": way, "dtype": dtype, "pairs": rows[0]["pairs"]}
+    for name in rows[0]:
+        values = [each[name] for each in rows]
+        if isinstance(values[0], list):
+            row[name] = [median(column) for column in zip(*values, strict=True)]
+        elif name != "pairs":
+            row |= {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+    return row
+
+
+def ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """Pairs/s of each way of ours over each other way, by dtype; and over the bound that its parts set.
+
+    The bound: where writing alone takes G and training alone T, overlap makes max(G, T) of G + T. Both are
+    known of the run without overlap, each on the core that it has in the others.
+    """
+    rates = {(row["way"], row["dtype"]): row["pairs_per_s"] for row in rows}
+    found = {}
+    for (way, dtype), rate in rates.items():
+        if way not in OURS:
+            continue
+        for other in PEERS:
+            if (other, dtype) in rates:
+                found[f"{way}_vs_{other}_{dtype}"] = rate / rates[other, dtype]
+    for row in rows:
+        alone = next((r for r in rows if (r["way"], r["dtype"]) == ("no_overlap", row["dtype"])), None)
+        if row["way"] == "iteration" and alone:
+            bound = max(alone["writing_s"], alone["training_s"])
+            found[f"iteration_of_bound_{row['dtype']}"] = bound / row["seconds"]
+    return found
+
+
+def seconds_to(row: Row, wanted: float) -> float | None:
+    """Until a model of that exact match was made; None if none was."""
+    ends = [0.0, *row["iteration_ends_s"]]
+    return next((end for end, value in zip(ends, row["exact_match"], strict=True) if value >= wanted), None)
