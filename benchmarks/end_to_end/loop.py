@@ -46,7 +46,7 @@ def _prompt(row: dict[str, str], tokenizer: Any) -> str:
 
 
 def _by_vllm(
-    model: str, prompts: list[str], tokenizer: Any, settings: Settings, dtype: str
+    model: str, prompts: list[str], tokenizer: Any, settings: Settings, dtype: Any
 ) -> tuple[dict[str, float], list[str]]:
     from vllm import LLM, SamplingParams
 
@@ -75,7 +75,7 @@ def _by_transformers(
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     ready = time.time()
     answers: list[str] = []
     for begin in range(0, len(prompts), BATCH):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +16,7 @@ BATCH = 64
 def score(model: Path, rows: Path, max_tokens: int) -> float:
     """Exact match of greedy answers, in float32."""
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     asked = [json.loads(line) for line in rows.read_text().splitlines()]
     answers: list[str] = []
     for begin in range(0, len(asked), BATCH):
