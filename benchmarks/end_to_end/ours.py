@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from benchmarks.end_to_end.settings import Settings, Start, Way
-from benchmarks.end_to_end.watched import watch
+from benchmarks.watched import watch
 from iris_ray.export import export_checkpoint
 from iris_ray.run_folder import RunFolder
 

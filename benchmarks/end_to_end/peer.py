@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.end_to_end.ours import Row
 from benchmarks.end_to_end.settings import Settings, Start, Way
-from benchmarks.end_to_end.watched import watch
+from benchmarks.watched import watch
 
 
 def play(settings: Settings, way: Way, dtype: str, start: Start, name: str) -> tuple[Row, list[Path]]:

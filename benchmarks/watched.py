@@ -1,4 +1,4 @@
-"""A way's process and all that it starts: how long it lives, and the most memory it holds."""
+"""A process and all that it starts: how long it lives, and the most memory it holds."""
 
 import os
 import subprocess
