@@ -68,7 +68,10 @@ class Settings:
         return {
             "run": {"name": "start", "folder": str(folder), "seed": self.seed},
             "model": {"dtype": "float32", "scratch": shape | warm_up},
-            "data": {"path": str(data), "holdout": self.holdout} | self.limits(),
+            "data": {"path": str(data), "holdout": self.holdout}
+            # Online, the generators score what they wrote, which takes a place more.
+            | self.limits()
+            | {"max_prompt_tokens": self.max_prompt_tokens + 1},
         }
 
     def limits(self) -> dict[str, Any]:
