@@ -23,7 +23,7 @@ WHAT = {
 }
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BETA = 0.1  # SPIN's λ, which is DPO's β
-LEARNING_RATE = 2e-4
+LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True)
