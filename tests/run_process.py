@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 from conftest import metric_events
+
+from benchmarks.sessions import kill, name_of, of_session
 
 BIN = Path(sys.executable).parent
 WAIT_S = 240
@@ -55,7 +56,7 @@ class RunProcess:
 
     def processes(self) -> list[psutil.Process]:
         """All of the session that live."""
-        return [process for process in psutil.process_iter() if self._has(process)]
+        return of_session(self.process.pid)
 
     def called(self, *names: str) -> dict[str, list[psutil.Process]]:
         """Those of some names, as `ray::Generator`, by name."""
@@ -77,12 +78,6 @@ class RunProcess:
             kill(left)
         self.process.wait()
 
-    def _has(self, process: psutil.Process) -> bool:
-        with suppress(ProcessLookupError, PermissionError, psutil.Error):
-            of_session = os.getsid(process.pid) == self.process.pid
-            return of_session and process.status() != psutil.STATUS_ZOMBIE
-        return False
-
 
 def play(recipe: dict[str, Any], runs: Path, *overrides: str, **environment: str) -> RunProcess:
     """Start a run of `recipe`, which names it, in a folder of `runs`."""
@@ -94,17 +89,3 @@ def play(recipe: dict[str, Any], runs: Path, *overrides: str, **environment: str
 
 def resume(folder: Path, **environment: str) -> RunProcess:
     return RunProcess(folder, [BIN / "iris-ray", "run", "--resume", folder], **environment)
-
-
-def name_of(process: psutil.Process) -> str:
-    """What a process calls itself; empty if it is just ending."""
-    with suppress(psutil.Error, IndexError):
-        return process.cmdline()[0].split(".")[0]
-    return ""
-
-
-def kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)

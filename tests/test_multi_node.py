@@ -14,8 +14,9 @@ import pytest
 import yaml
 from conftest import made_model
 from ray.cluster_utils import Cluster
-from run_process import BIN, RunProcess, name_of, play
+from run_process import BIN, RunProcess, play
 
+from benchmarks.sessions import name_of
 from iris_ray.resources import GIB
 
 ROOT = Path(__file__).parents[1]

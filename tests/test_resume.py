@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import made_model, metric_events
-from run_process import RunProcess, kill, play, resume
+from run_process import RunProcess, play, resume
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.sessions import kill
 from iris_ray import RunConfig, SelfPlay
 from iris_ray.checkpoints import CheckpointStorage
 from iris_ray.export import export_checkpoint

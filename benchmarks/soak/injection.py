@@ -1,0 +1,115 @@
+"""Faults and orders, brought about."""
+
+import signal
+import threading
+import time
+from contextlib import suppress
+
+import httpx
+import psutil
+
+from benchmarks.soak.faults import Fault, Planned
+from benchmarks.soak.game import Game
+from benchmarks.soak.kinds import STATE, kind_of
+from benchmarks.soak.progress import Incident
+from benchmarks.soak.settings import Settings
+
+ORDER_S = 120.0  # in which an order must be taken
+PAUSED_S = (3.0, 12.0)
+GOES_BACK = {"learner", *STATE, "SIGINT", "SIGKILL", "stop"}
+
+
+class Injection:
+    """Does to a game what is planned, and takes note of it."""
+
+    def __init__(self, game: Game, settings: Settings):
+        self.game = game
+        self.settings = settings
+        self.orders: list[threading.Thread] = []
+        self.problems: list[str] = []
+
+    def bring_about(self, planned: Planned) -> Incident | None:
+        """`None` if there is no such process right now: try again soon."""
+        fault = planned.fault
+        incident = Incident(fault.name, time.time(), fault.victim in GOES_BACK, run=self.game.run.folder.name)
+        if fault.means in ("kill", "hang"):
+            if (victim := self._victim(planned)) is None:
+                return None
+            number = signal.SIGKILL if fault.means == "kill" else signal.SIGSTOP
+            try:
+                victim.send_signal(number)
+            except psutil.NoSuchProcess:
+                return None
+            incident.told = f"process {victim.pid}"
+        elif fault.means == "driver":
+            code = self.game.interrupt(signal.Signals[fault.victim])
+            self._expect(incident, code, {"SIGINT": 130, "SIGKILL": -signal.SIGKILL}[fault.victim])
+        elif fault.victim == "stop":
+            try:
+                self._expect(incident, self.game.stop(), 0)
+            except RuntimeError as error:
+                self.problems.append(str(error))
+        else:
+            self._order(fault, planned.draw, incident)
+        return incident
+
+    def _expect(self, incident: Incident, code: int, wanted: int) -> None:
+        incident.told = f"exit code {code}, gone after {time.time() - incident.time:.1f} s"
+        if code != wanted:
+            self.problems.append(f"{incident.name}: exit code {code}, not {wanted}")
+
+    def _victim(self, planned: Planned) -> psutil.Process | None:
+        """One of the kind; the newest from half-time on, so that the oldest is watched for long."""
+        found = []
+        for process in self.game.processes():
+            with suppress(psutil.Error):
+                if kind_of(process.cmdline()) == planned.fault.victim:
+                    found.append((process.create_time(), process.pid, process))
+        if not found:
+            return None
+        found.sort()
+        calm = planned.at_s >= self.settings.half_s
+        return found[-1 if calm else int(planned.draw * len(found))][2]
+
+    def _order(self, fault: Fault, draw: float, incident: Incident) -> None:
+        """In a thread, as it is answered once the learner has obeyed."""
+
+        def give() -> None:
+            if fault.victim == "scale":
+                count = 1 + int(draw * self.settings.most_generators)
+                self._post("/generators", incident, {"count": count})
+            elif fault.victim == "pause":
+                self._post("/pause", incident)
+                time.sleep(PAUSED_S[0] + draw * (PAUSED_S[1] - PAUSED_S[0]))
+                self._post("/resume", incident)
+            else:
+                self._post("/checkpoint", incident)
+
+        thread = threading.Thread(target=give, daemon=True)
+        thread.start()
+        self.orders = [*(one for one in self.orders if one.is_alive()), thread]
+
+    def _post(self, path: str, incident: Incident, body: dict[str, int] | None = None) -> None:
+        """Until it is taken, or the run is another one: what nobody is there to take is asked again."""
+        deadline = time.monotonic() + ORDER_S
+        ends = self.game.ends
+        said = ""
+        while time.monotonic() < deadline and self.game.ends == ends:
+            try:
+                answer = httpx.post(
+                    f"{self.game.url}{path}",
+                    json=body,
+                    headers={"Authorization": f"Bearer {self.game.token()}"},
+                    timeout=60,
+                )
+                if answer.is_success:
+                    incident.told += f"{path} {answer.status_code} "
+                    return
+                said = answer.text[:200]
+                if answer.status_code != 503:
+                    break
+            except httpx.HTTPError as error:
+                said = f"{type(error).__name__}: {error}"
+            time.sleep(2)
+        if self.game.ends == ends:
+            self.problems.append(f"{incident.name}: {path} was not taken: {said}")

@@ -1,0 +1,48 @@
+"""How fast something grows that is sampled of processes which come and go."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+WARM_UP_S = 120.0  # of each process's life, that says nothing
+SHORTEST_S = 300.0  # of a life after it, that counts
+JUDGED_S = 600.0  # of the longest such life, from which on a slope is held against a margin
+
+
+@dataclass(frozen=True)
+class Slope:
+    """`per_hour` with its standard error, over `lives` processes, each watched for `longest_s` at most."""
+
+    per_hour: float
+    error: float
+    lives: int
+    longest_s: float
+
+    def exceeds(self, margin: float) -> bool:
+        """Beyond what its own error explains, and watched long enough."""
+        return self.longest_s >= JUDGED_S and self.per_hour - 2 * self.error > margin
+
+
+def slope(lives: Iterable[tuple[np.ndarray, np.ndarray]]) -> Slope | None:
+    """Least squares over processes of one kind: one slope for all, a level for each.
+
+    `lives` has each process's times in s and values. The beginning of a life is left out, and who lived too
+    short after it. `None` if nobody is left. The error takes samples as independent, so it is a lower bound.
+    """
+    times, values, longest, count = [], [], 0.0, 0
+    for at, value in lives:
+        late = at >= at[0] + WARM_UP_S
+        at, value = at[late], value[late]
+        if len(at) < 3 or at[-1] - at[0] < SHORTEST_S:
+            continue
+        times.append(at - at.mean())
+        values.append(value - value.mean())
+        longest, count = max(longest, float(at[-1] - at[0])), count + 1
+    if not times:
+        return None
+    x, y = np.concatenate(times) / 3600, np.concatenate(values)
+    per_hour = float(x @ y / (x @ x))
+    free = max(len(x) - count - 1, 1)
+    error = float(np.sqrt(((y - per_hour * x) ** 2).sum() / free / (x @ x)))
+    return Slope(per_hour, error, count, longest)
