@@ -1,4 +1,4 @@
-"""The processes of a run: all of one session, found by what they call themselves."""
+"""The processes of a run: all of its program's session, told by what they call themselves."""
 
 import os
 from contextlib import suppress
@@ -6,14 +6,14 @@ from contextlib import suppress
 import psutil
 
 
-def of_session(leader: int) -> list[psutil.Process]:
-    """All that live of the session that process `leader` began, whether it lives itself or not."""
-    return [process for process in psutil.process_iter() if _lives_in(process, leader)]
+def of_session(*leaders: int) -> list[psutil.Process]:
+    """All that live of the sessions that processes `leaders` began, whether these live or not."""
+    return [process for process in psutil.process_iter() if _lives_in(process, leaders)]
 
 
-def _lives_in(process: psutil.Process, leader: int) -> bool:
+def _lives_in(process: psutil.Process, leaders: tuple[int, ...]) -> bool:
     with suppress(ProcessLookupError, PermissionError, psutil.Error):
-        return os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE
+        return os.getsid(process.pid) in leaders and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 

@@ -1,6 +1,7 @@
 """The soak: `python -m benchmarks.soak --minutes 60` plays the demo in a loop and does it harm."""
 
 import json
+import signal
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,7 @@ def soak(
     keep: Annotated[Path | None, typer.Option(help="New folder that keeps the runs; a short path.")] = None,
 ) -> None:
     """Exit code 1 if a ledger is not exact, a process lives on, or something leaks or breaks."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it leaves no run behind
     settings = Settings(minutes, seed, gap, rate, every, generators, memory_margin, handles_margin)
     if keep:
         keep.mkdir(parents=True)

@@ -68,5 +68,6 @@ def _json(run: Run, name: str) -> dict[str, Any]:
 
 
 def _events(run: Run, kind: str) -> list[dict[str, Any]]:
-    lines = (run.folder / "metrics.jsonl").read_text().split("\n")[:-1]
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == kind]

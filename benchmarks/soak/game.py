@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,12 @@ import psutil
 import yaml
 
 from benchmarks.sessions import kill, of_session
+from benchmarks.soak.kinds import kind_of
 from benchmarks.soak.settings import prompts, recipe
 
 IRIS_RAY = Path(sys.executable).with_name("iris-ray")
-END_S = 60.0  # in which all that a driver started must be gone
+END_S = 60.0  # in which all that a program started must be gone
+AGENTS_END_S = 180.0  # Ray's agents too
 STOP_S = 180.0
 
 
@@ -41,6 +44,7 @@ class Game:
         self.orphans: list[str] = []
         self.away: list[list[float]] = []  # from, until: nobody listened at the gateway, for good reason
         self.process: subprocess.Popen[bytes]
+        self.leaders: list[int] = []  # of sessions, one for each program
         self.temporary = folder / "ray"
         self.temporary.mkdir()
 
@@ -84,6 +88,7 @@ class Game:
                 start_new_session=True,
                 env=environment,
             )
+        self.leaders.append(self.process.pid)
 
     @property
     def output(self) -> Path:
@@ -108,15 +113,27 @@ class Game:
         code = self.process.wait()
         self.run.ends.append((code, wanted))
         self._absent(time.time())
-        deadline = time.monotonic() + END_S
-        while (left := self.processes()) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        for process in left:
-            with suppress(psutil.Error):
-                self.orphans.append(f"{process.pid}: {' '.join(process.cmdline())[:80]}")
-        while left := self.processes():
-            kill(left)
+        # Ray's agents report to a cluster that is gone, and give up a minute or so later.
+        self._expect_gone(END_S, ("agents",))
         return code
+
+    def _expect_gone(self, seconds: float, but: Sequence[str] = ()) -> None:
+        """What lives on after so many seconds is an orphan, and killed."""
+        deadline = time.monotonic() + seconds
+        while (left := self._left(but)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        self.orphans += [f"{process.pid}: {command}" for process, command in left]
+        while left := self._left(but):
+            kill([process for process, _ in left])
+
+    def _left(self, but: Sequence[str]) -> list[tuple[psutil.Process, str]]:
+        left = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                command = process.cmdline()
+                if kind_of(command) not in but:
+                    left.append((process, " ".join(command).strip()[:100]))
+        return left
 
     def interrupt(self, number: signal.Signals) -> int:
         """Ctrl-C, which reaches all of the foreground, or SIGKILL for the program alone."""
@@ -154,19 +171,14 @@ class Game:
             self.away.append([since, float("inf")])
 
     def processes(self) -> list[psutil.Process]:
-        """All that the program started, and those of its cluster that left the session."""
-        found = {process.pid: process for process in of_session(self.process.pid)}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.pid in found or process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                if any(str(self.temporary) in word for word in process.cmdline()):
-                    found[process.pid] = process
-        return list(found.values())
+        """All that live of what the programs started."""
+        return of_session(*self.leaders)
 
     def close(self) -> None:
-        """End all that is left."""
-        if self.runs:
-            while left := self.processes():
-                kill(left)
+        """End all that is left; what is no more to be expected then is an orphan, agents included."""
+        if not self.runs:
+            return
+        if self.process.poll() is None:
+            self.process.kill()
             self.process.wait()
+        self._expect_gone(AGENTS_END_S)

@@ -34,6 +34,7 @@ BY_PROGRAM = {  # the last part of a path in the command line
     "raylet": "raylet",
     "iris-ray": "driver",
     "dashboard.py": "dashboard",
+    "default_worker.py": "idle workers",
     "monitor.py": "monitors",
     "log_monitor.py": "monitors",
 }

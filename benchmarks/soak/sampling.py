@@ -54,8 +54,13 @@ class Sampler(threading.Thread):
                 self.samples.append(Sample(seconds, kind, 0, measure() / (1 << 20), 0.0, 0, 0))
 
     def stop(self) -> None:
+        """Also say of each process from its begin on what it turned out to be."""
         self.over.set()
         self.join()
+        known = {sample.pid: sample.kind for sample in self.samples}
+        self.samples = [
+            sample._replace(kind=known[sample.pid]) if sample.pid else sample for sample in self.samples
+        ]
 
     def _sizes(self) -> dict[str, Callable[[], float]]:
         runs = [run.folder for run in self.game.runs]

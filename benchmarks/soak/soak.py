@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sessions import of_session
 from benchmarks.soak.books import audit
 from benchmarks.soak.faults import Planned, schedule
 from benchmarks.soak.follower import Follower
@@ -139,10 +138,9 @@ class Soak:
 
     def found(self) -> dict[str, Any]:
         """What is known of runs, steps and visitors."""
-        left = self.game.orphans + [str(each.pid) for each in of_session(self.game.process.pid)]
         return {
             "runs": [audit(run) for run in self.game.runs],
-            "orphans": left,
+            "orphans": self.game.orphans,
             "visits": settled(self.visitors.visits, self.game.away),
             "problems": self.problems,
         }

@@ -46,16 +46,18 @@ def _runs(report: dict[str, Any]) -> Table:
 
 
 def _faults(report: dict[str, Any]) -> Table:
-    table = _table("fault", "times", "until a step, s", "at most", "run over before")
+    table = _table(
+        "fault", "times", "overtaken", "until a step, s", "at most", "until a generator, s", "at most"
+    )
     for row in report["faults"]:
-        table.add_row(
-            row["fault"],
-            str(row["times"]),
-            _number(row["median_s"], ".1f"),
-            _number(row["max_s"], ".1f"),
-            str(row["never"] or ""),
-        )
+        generators = ("generator_median_s", "generator_max_s") if _of_generator(row["fault"]) else ()
+        seconds = [_number(row[name], ".1f") for name in ("step_median_s", "step_max_s", *generators)]
+        table.add_row(row["fault"], str(row["times"]), str(row["overtaken"] or ""), *seconds)
     return table
+
+
+def _of_generator(fault: str) -> bool:
+    return fault.endswith(("generator", "engine"))
 
 
 def _kinds(report: dict[str, Any]) -> Table:

@@ -18,21 +18,26 @@ NOT_JUDGED = (OTHER, "idle workers")  # who is among them changes
 
 
 def by_fault(incidents: Sequence[Incident]) -> list[dict[str, Any]]:
-    """Seconds until the run stepped again, by kind; `never`: the run ended before, or still had to."""
+    """Seconds until the run stepped again, and until another generator was ready, by kind of fault.
+
+    `overtaken` ones do not count: something that sends the run back came before they were over, or its end.
+    """
     rows = []
     for name in sorted({one.name for one in incidents}):
         here = [one for one in incidents if one.name == name]
-        taken = [one.seconds for one in here if one.seconds is not None]
-        rows.append(
-            {
-                "fault": name,
-                "times": len(here),
-                "median_s": median(taken) if taken else None,
-                "max_s": max(taken, default=None),
-                "never": len(here) - len(taken),
-            }
-        )
+        alone = [one for one in here if not _overtaken(one, incidents)]
+        row = {"fault": name, "times": len(here), "overtaken": len(here) - len(alone)}
+        for what, ends in (("step", "stepped"), ("generator", "replaced")):
+            taken = [end - one.time for one in alone if (end := getattr(one, ends)) is not None]
+            row |= {f"{what}_median_s": median(taken) if taken else None}
+            row |= {f"{what}_max_s": max(taken, default=None)}
+        rows.append(row)
     return rows
+
+
+def _overtaken(one: Incident, incidents: Sequence[Incident]) -> bool:
+    over = one.stepped
+    return over is None or any(other.goes_back and one.time < other.time < over for other in incidents)
 
 
 def by_kind(samples: Sequence[Sample]) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.soak.game import Game
 
-# As it should be; 503 or 429 with Retry-After, as no generator is there yet or too many ask; an answer that ended
-# in the middle; no run was there to answer, as its program was stopped or ended; everything else.
+# As it should be; 503 or 429 with Retry-After, as no generator is there yet or too many ask; an answer that
+# ended in the middle; no run was there to answer, as its program was stopped or ended; everything else.
 Outcome = Literal["answered", "refused", "cut", "away", "broken"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 TIMEOUT_S = 60.0
@@ -133,9 +133,10 @@ def settled(visits: Sequence[Visit], away: Sequence[Sequence[float]]) -> list[Vi
 
 def totals(visits: Sequence[Visit]) -> dict[str, Any]:
     """Counts by outcome, latencies of answers in s, and what the broken ones were told."""
+    groups: dict[str, dict[str, Any]] = {"talk": TALK, "look": LOOK, "give": GIVE}
     seconds = {
         kind: [visit.seconds for visit in visits if visit.what in of and visit.outcome == "answered"]
-        for kind, of in {"talk": TALK, "look": LOOK, "give": GIVE}.items()
+        for kind, of in groups.items()
     }
     latencies = {
         f"{kind}_s_p{q}": float(np.quantile(taken, q / 100)) if taken else None

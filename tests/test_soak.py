@@ -1,0 +1,130 @@
+"""What the soak knows without playing: kinds of processes, the plan, slopes, going back, visits."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmarks.soak.faults import FAULTS, schedule
+from benchmarks.soak.follower import Follower
+from benchmarks.soak.kinds import kind_of
+from benchmarks.soak.progress import Incident, Progress
+from benchmarks.soak.settings import Settings, recipe
+from benchmarks.soak.slopes import WARM_UP_S, slope
+from benchmarks.soak.visitors import Visit, settled, totals
+from iris_ray.config import RunConfig
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (["ray::SampleBuffer.share"], "buffer"),
+        (["ray::Generator"], "generator"),
+        (["VLLM::EngineCore"], "engine"),
+        (["ray::ServeReplica:iris-ray-demo-1:gateway"], "gateway"),
+        (["ray::RayTrainWorker"], "learner"),
+        (["ray::demo-1/learner"], "train"),
+        (["/venv/ray/core/src/ray/raylet/raylet", "--raylet_socket_name=x"], "raylet"),
+        (["/venv/ray/core/src/ray/gcs/gcs_server"], "gcs"),
+        (["/venv/bin/python3", "-u", "/venv/ray/_private/log_monitor.py"], "monitors"),
+        (["/venv/bin/python3", "/venv/bin/iris-ray", "run", "x.yaml"], "driver"),
+        (["ray-dashboard-NodeHead-0 (python -c x)"], "dashboard"),
+        (["/venv/bin/python3", "-c", "from multiprocessing.spawn import spawn_main"], "other"),
+        ([], "other"),
+    ],
+)
+def test_processes_are_told_by_their_names(command: list[str], kind: str) -> None:
+    assert kind_of(command) == kind
+
+
+def test_the_same_seed_plans_the_same_and_every_fault_comes() -> None:
+    settings = Settings(minutes=60, seed=3)
+    planned = schedule(settings)
+    assert planned == schedule(settings) != schedule(Settings(minutes=60, seed=4))
+    assert {each.fault.name for each in planned} == {fault.name for fault in FAULTS}
+    assert all(each.fault.calm for each in planned if each.at_s >= settings.half_s)
+    gaps = np.diff([each.at_s for each in planned])
+    assert gaps.min() >= 0.4 * settings.gap_s
+    assert gaps.mean() == pytest.approx(settings.gap_s, rel=0.15)
+    assert planned[-1].at_s < settings.seconds
+
+
+def test_the_recipe_is_the_demo(tmp_path) -> None:
+    config = RunConfig.from_dict(recipe("demo-1", tmp_path, 8000, endless=False))
+    assert (config.schedule.iterations, config.schedule.prompts_per_iteration) == (3, 2560)
+    assert RunConfig.from_dict(recipe("demo-1", tmp_path, 8000, endless=True)).schedule.iterations > 1000
+
+
+def test_slopes_of_processes_that_come_and_go() -> None:
+    """Each has a level of its own and jumps while it warms up; all gain 36 an hour."""
+    rng = np.random.default_rng(0)
+
+    def life(begin: float, seconds: float, level: float) -> tuple[np.ndarray, np.ndarray]:
+        at = np.arange(begin, begin + seconds, 5.0)
+        value = level + 0.01 * (at - begin) + rng.normal(0, 0.5, len(at))
+        return at, value - 500.0 * (at < begin + WARM_UP_S / 2)
+
+    lives = [life(0, 1500, 100), life(1500, 900, 400), life(2400, 100, 7)]
+    found = slope(lives)
+    assert found is not None
+    assert found.lives == 2
+    assert abs(found.per_hour - 36) < 4 * found.error < 5
+    assert found.exceeds(30)
+    assert not found.exceeds(36)
+    assert slope(lives[2:]) is None
+    short = slope([life(0, 600, 0)])
+    assert short is not None
+    assert not short.exceeds(1)  # not watched long enough to be judged
+
+
+def test_events_that_are_cut_off_are_not_told_twice(tmp_path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    follower = Follower(path)
+    assert follower.new() == []
+
+    def line(number: int, time: float) -> str:
+        return json.dumps({"event": "step", "time": time, "global_step": number}) + "\n"
+
+    path.write_text(line(1, 1.0) + line(2, 2.0) + '{"event": "st')
+    assert [event["global_step"] for event in follower.new()] == [1, 2]
+    assert follower.new() == []
+    path.write_text(line(1, 1.0) + line(2, 4.0) + line(3, 5.0))  # back to the first, and on
+    assert [event["time"] for event in follower.new()] == [4.0, 5.0]
+    with path.open("a") as file:
+        file.write(line(4, 6.0))
+    assert [event["global_step"] for event in follower.new()] == [4]
+
+
+def test_what_goes_back_is_over_when_steps_follow() -> None:
+    progress = Progress(prompts=100)
+    progress.begin_run("demo-1")
+    progress.take({"event": "step", "time": 1.0, "global_step": 9})
+    progress.take_status({"iteration": 2, "buffer": {"pairs": 100, "written": 80, "leased": 4}})
+    learner = Incident("kill learner", 2.0, goes_back=True, run="demo-1")
+    engine = Incident("kill engine", 2.0, goes_back=False, run="demo-1")
+    progress.incidents += [learner, engine]
+    progress.take({"event": "step", "time": 3.0, "global_step": 10})  # was under way
+    assert (engine.seconds, learner.seconds) == (1.0, None)
+    progress.take({"event": "resumed", "time": 9.0, "global_step": 6})
+    progress.take_status({"iteration": 2, "buffer": {"pairs": 0, "written": 0, "leased": 0}})
+    progress.take_status({"iteration": 2, "buffer": {"pairs": 100, "written": 50, "leased": 0}})
+    assert progress.is_waiting
+    progress.take({"event": "step", "time": 11.0, "global_step": 7})
+    assert learner.seconds == 9.0
+    assert not progress.is_waiting
+    assert (progress.repeated_steps, progress.written_again) == (4, 30)
+
+
+def test_who_finds_nobody_while_the_run_is_away_counts_apart() -> None:
+    visits = [
+        Visit(10.0, "chat", "answered", 0.5, ""),
+        Visit(100.0, "chat", "broken", 0.1, "ConnectError: refused"),
+        Visit(200.0, "/status", "broken", 0.1, "500 no"),
+        Visit(201.0, "stream", "refused", 0.1, "503"),
+    ]
+    told = totals(settled(visits, away=[[90.0, 120.0]]))
+    counts = Counter({name: told[name] for name in ("answered", "away", "broken", "refused")})
+    assert counts == {"answered": 1, "away": 1, "broken": 1, "refused": 1}
+    assert told["talk_s_p50"] == 0.5
+    assert told["look_s_p50"] is None
