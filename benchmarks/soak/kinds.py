@@ -37,6 +37,7 @@ BY_PROGRAM = {  # the last part of a path in the command line
     "default_worker.py": "idle workers",
     "monitor.py": "monitors",
     "log_monitor.py": "monitors",
+    **dict.fromkeys(("cc1plus", "g++", "c++", "gcc", "ninja"), "compilers"),
 }
 OTHER = "other"  # helpers of Python's multiprocessing, and what just starts
 

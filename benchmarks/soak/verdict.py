@@ -14,30 +14,34 @@ from benchmarks.soak.sampling import FOLDER, LOGS, SHARED, Sample
 from benchmarks.soak.settings import Settings
 from benchmarks.soak.slopes import Slope, slope
 
-NOT_JUDGED = (OTHER, "idle workers")  # who is among them changes
+NOT_JUDGED = (OTHER, "idle workers", "compilers")
 
 
 def by_fault(incidents: Sequence[Incident]) -> list[dict[str, Any]]:
     """Seconds until the run stepped again, and until another generator was ready, by kind of fault.
 
-    `overtaken` ones do not count: something that sends the run back came before they were over, or its end.
+    Those do not count that were `overtaken`: before a step came, something else sent the run back, or the
+    run ended.
     """
     rows = []
     for name in sorted({one.name for one in incidents}):
         here = [one for one in incidents if one.name == name]
-        alone = [one for one in here if not _overtaken(one, incidents)]
-        row = {"fault": name, "times": len(here), "overtaken": len(here) - len(alone)}
-        for what, ends in (("step", "stepped"), ("generator", "replaced")):
-            taken = [end - one.time for one in alone if (end := getattr(one, ends)) is not None]
+        row: dict[str, Any] = {"fault": name, "times": len(here)}
+        for what in ("step", "generator"):
+            taken = [seconds for one in here if (seconds := _until(one, what, incidents)) is not None]
             row |= {f"{what}_median_s": median(taken) if taken else None}
             row |= {f"{what}_max_s": max(taken, default=None)}
+            if what == "step":
+                row["overtaken"] = len(here) - len(taken)
         rows.append(row)
     return rows
 
 
-def _overtaken(one: Incident, incidents: Sequence[Incident]) -> bool:
-    over = one.stepped
-    return over is None or any(other.goes_back and one.time < other.time < over for other in incidents)
+def _until(one: Incident, what: str, incidents: Sequence[Incident]) -> float | None:
+    over = one.stepped if what == "step" else one.replaced
+    if over is None or any(other.goes_back and one.time < other.time < over for other in incidents):
+        return None
+    return over - one.time
 
 
 def by_kind(samples: Sequence[Sample]) -> list[dict[str, Any]]:
