@@ -38,7 +38,7 @@ def audit(run: Run) -> dict[str, Any]:
     return {
         "run": run.folder.name,
         "status": summary.get("status", "killed"),
-        "ends": [code for code, _ in run.ends],
+        "ends": run.ends,
         "iterations": len(iterations),
         "expected": max(expected),
         "ledger": ledger,

@@ -1,10 +1,9 @@
-"""What happens to the run, and when: the same for the same seed."""
+"""What happens to the run: the same in the same order for the same seed."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
-
-from benchmarks.soak.settings import Settings
 
 Means = Literal["kill", "hang", "driver", "order"]
 
@@ -47,24 +46,21 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """`at_s`: from the first step on; `draw`: a number in [0, 1) that settles what else is open."""
+    """`after_s`: from the one before, or from when the run played again.
 
-    at_s: float
+    `draw`: a number in [0, 1) that settles what else is open.
+    """
+
+    after_s: float
     fault: Fault
     draw: float
 
 
-def schedule(settings: Settings) -> list[Planned]:
-    """Decks of all faults, shuffled, one card at a time; from half-time on only of the calm ones."""
-    rng = random.Random(settings.seed)
-    planned: list[Planned] = []
-    deck: list[Fault] = []
-    now, calm = 0.0, False
-    while (now := now + settings.gap_s * rng.uniform(0.4, 1.6)) < settings.seconds:
-        if not calm and now >= settings.half_s:
-            calm, deck = True, []
-        if not deck:
-            deck = [fault for fault in FAULTS if fault.calm or not calm for _ in range(fault.times)]
-            rng.shuffle(deck)
-        planned.append(Planned(now, deck.pop(), rng.random()))
-    return planned
+def plan(seed: int, gap_s: float, calm: bool) -> Iterator[Planned]:
+    """Shuffled decks of all faults, or of the calm ones, card by card and without an end."""
+    rng = random.Random(f"{seed} {calm}")
+    while True:
+        deck = [fault for fault in FAULTS if fault.calm or not calm for _ in range(fault.times)]
+        rng.shuffle(deck)
+        for fault in deck:
+            yield Planned(gap_s * rng.uniform(0.4, 1.6), fault, rng.random())

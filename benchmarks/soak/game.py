@@ -27,11 +27,11 @@ STOP_S = 180.0
 
 @dataclass
 class Run:
-    """One run folder, and how its program ended each time: exit code, and whether that was asked for."""
+    """One run folder, and the exit codes with which its program ended each time."""
 
     folder: Path
     prompts: int
-    ends: list[tuple[int, bool]] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
 
 
 class Game:
@@ -71,7 +71,6 @@ class Game:
         self._start(path)
 
     def resume(self) -> None:
-        # Killed before its folder was whole, it begins anew.
         self._start("--resume", self.run.folder)
 
     def _start(self, *words: Any) -> None:
@@ -108,10 +107,10 @@ class Game:
         path = self.run.folder / "gateway.token"
         return path.read_text().strip() if path.exists() else ""
 
-    def ended(self, wanted: bool) -> int:
+    def ended(self) -> int:
         """Take note that the program ended; returns its exit code. What it leaves behind is an orphan."""
         code = self.process.wait()
-        self.run.ends.append((code, wanted))
+        self.run.ends.append(code)
         self._absent(time.time())
         # Ray's agents report to a cluster that is gone, and give up a minute or so later.
         self._expect_gone(END_S, ("agents",))
@@ -164,7 +163,7 @@ class Game:
         except subprocess.TimeoutExpired:
             self.orphans.append(f"{self.process.pid}: the program did not end in {STOP_S:g} s")
             self.process.kill()
-        return self.ended(wanted=True)
+        return self.ended()
 
     def _absent(self, since: float) -> None:
         if self.away[-1][1] < float("inf"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.soak.books import audit
-from benchmarks.soak.faults import Planned, schedule
+from benchmarks.soak.faults import plan
 from benchmarks.soak.follower import Follower
 from benchmarks.soak.game import Game
 from benchmarks.soak.injection import Injection
@@ -14,6 +14,7 @@ from benchmarks.soak.progress import Progress
 from benchmarks.soak.sampling import Sampler
 from benchmarks.soak.settings import Settings
 from benchmarks.soak.visitors import Visitors, settled
+from iris_ray.run_folder import RunFolder
 
 POLL_S = 0.3
 STALL_S = 300.0  # without a step: the run stands still
@@ -39,7 +40,7 @@ class Soak:
         self.problems: list[str] = []
         self.follower: Follower
         self.failures = 0
-        self.left_out = 0
+        self.ends_known = 0  # of the run's program, after which it was started again
         self.stepped_since_start = False
         self.started_at = 0.0
 
@@ -51,7 +52,7 @@ class Soak:
                 self._look()
             self.began = time.time()
             self.visitors.start()
-            self._play(schedule(self.settings))
+            self._play()
             self._end()
         except Stalled as stalled:
             self.problems.append(str(stalled))
@@ -63,25 +64,36 @@ class Soak:
             self.game.close()
         self.problems += self.injection.problems
 
-    def _play(self, plan: list[Planned]) -> None:
-        due = list(plan)
-        while (now := time.time() - self.began) < self.settings.seconds:
+    def _play(self) -> None:
+        settings = self.settings
+        plans = {calm: plan(settings.seed, settings.gap_s, calm) for calm in (False, True)}
+        calm, planned, since = False, next(plans[False]), time.time()
+        while (now := time.time()) < self.began + settings.seconds:
             self._look()
-            if due and now >= due[0].at_s and self.stepped_since_start:
-                incident = self.injection.bring_about(due[0])
-                if incident is None:
-                    continue
-                incident.leased = self.progress.leased
-                self.progress.incidents.append(incident)
-                self.say(
-                    f"{now / 60:.1f} min, step {self.progress.last_step}: {incident.name} {incident.told}"
-                )
-                del due[0]
-                if self.game.process.poll() is not None and incident.name.startswith(
-                    ("driver", "order stop")
-                ):
-                    self._started(self.game.resume)
-        self.left_out = len(due)
+            if not calm and now > self.began + settings.half_s:
+                calm, planned = True, next(plans[True])
+            if not self.stepped_since_start:
+                since = now
+            if now < since + planned.after_s:
+                continue
+            if (incident := self.injection.bring_about(planned.fault, planned.draw, calm)) is None:
+                continue
+            incident.leased = self.progress.leased
+            self.progress.incidents.append(incident)
+            told = f"{incident.name} {incident.told}"
+            self.say(f"{(now - self.began) / 60:.1f} min, step {self.progress.last_step}: {told}")
+            planned, since = next(plans[calm]), time.time()
+            if len(self.game.run.ends) > self.ends_known:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        """After an end: with the same run, or with the next one if it was through just then."""
+        for event in self.follower.new():
+            self.progress.take(event)
+        if RunFolder(self.game.run.folder).read_summary().get("status") == "finished":
+            self._begin(endless=time.time() - self.began > self.settings.half_s)
+        else:
+            self._started(self.game.resume)
 
     def _look(self) -> None:
         """One look at the run: its events, whether it plays, whether it goes on."""
@@ -96,19 +108,14 @@ class Soak:
             raise Stalled(f"no step in {STALL_S:g} s; {self.game.run.folder.name} printed: {self._printed()}")
 
     def _ended(self) -> None:
-        """The program ended by itself: play on, or begin the next run."""
-        code = self.game.ended(wanted=False)
-        for event in self.follower.new():
-            self.progress.take(event)
-        if code == 0:
-            self._begin(endless=time.time() - self.began > self.settings.half_s)
-            return
-        self.failures += 1
-        told = f"{self.game.run.folder.name} ended by itself with exit code {code}: {self._printed()}"
-        if self.failures > MOST_FAILURES:
-            raise Stalled(told)
-        self.problems.append(told)
-        self._started(self.game.resume)
+        """The program ended by itself: as it should if its run is finished."""
+        if code := self.game.ended():
+            self.failures += 1
+            told = f"{self.game.run.folder.name} ended by itself with exit code {code}: {self._printed()}"
+            if self.failures > MOST_FAILURES:
+                raise Stalled(told)
+            self.problems.append(told)
+        self._go_on()
 
     def _begin(self, endless: bool) -> None:
         self._started(lambda: self.game.begin(endless))
@@ -119,13 +126,18 @@ class Soak:
     def _started(self, start: Callable[[], None]) -> None:
         start()
         self.stepped_since_start, self.started_at = False, time.time()
+        self.ends_known = len(self.game.run.ends)
 
     def _end(self) -> None:
         """Let the run get going again, then stop it as its user would."""
         self.visitors.stop()
         self.say("stopping")
+        deadline = time.time() + STALL_S
         while not self.stepped_since_start or self.progress.is_waiting:
             self._look()
+            if time.time() > deadline:
+                self.problems.append(f"{STALL_S:g} s after the last fault the run is not over it")
+                break
         for order in self.injection.orders:
             order.join()
         if (code := self.game.stop()) != 0:
