@@ -79,7 +79,7 @@ class Visitors(threading.Thread):
                     outcome = "cut"
                     raise
             outcome, told = self._judge(what, answer)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError, LookupError) as error:  # no answer, or none of this kind
             told = f"{type(error).__name__}: {error}"
         self.visits.append(Visit(began, what, outcome, time.time() - began, told))
 
