@@ -17,6 +17,7 @@ from benchmarks.soak.visitors import Visitors, settled
 from iris_ray.run_folder import RunFolder
 
 POLL_S = 0.3
+DEADLY = {f"{means} {victim}" for means in ("kill", "hang") for victim in ("generator", "engine")}
 STALL_S = 300.0  # without a step: the run stands still
 MOST_FAILURES = 3  # of a program that nobody stopped
 
@@ -78,7 +79,8 @@ class Soak:
                 continue
             if (incident := self.injection.bring_about(planned.fault, planned.draw, calm)) is None:
                 continue
-            incident.leased = self.progress.leased
+            if incident.name in DEADLY:  # until a status tells anew, these are counted once
+                incident.leased, self.progress.leased = self.progress.leased, 0
             self.progress.incidents.append(incident)
             told = f"{incident.name} {incident.told}"
             self.say(f"{(now - self.began) / 60:.1f} min, step {self.progress.last_step}: {told}")

@@ -90,12 +90,11 @@ def sizes(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
 def losses(progress: Progress) -> dict[str, Any]:
     """`written_again`: pairs that were written and were gone after going back to a checkpoint. What dead
     generators had under way comes on top: at most `under_way`, which all generators together were writing."""
-    dead = ("kill generator", "kill engine", "hang generator", "hang engine")
     return {
         "steps": progress.steps,
         "repeated_steps": progress.repeated_steps,
         "written_again": progress.written_again,
-        "under_way": sum(one.leased for one in progress.incidents if one.name in dead),
+        "under_way": sum(one.leased for one in progress.incidents),
         "deaths": progress.deaths,
     }
 
