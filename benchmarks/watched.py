@@ -3,12 +3,13 @@
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from benchmarks.processes import Sample, sample
 
 EVERY_S = 1.0
 
@@ -22,25 +23,26 @@ class Watched:
     peak_mib: float
 
 
-def watch(command: list[Any], log: Path, threads: int) -> Watched:
-    """Run a command to its end. Raises `RuntimeError` with what it printed if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+def watch(
+    command: list[Any],
+    log: Path,
+    threads: int,
+    each: Callable[[Sample], Any] = lambda _: None,
+    **environment: str,
+) -> Watched:
+    """Run a command to its end; `each` gets a sample a second.
+
+    Raises `RuntimeError` with what it printed if it fails.
+    """
+    environment |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     began, peak = time.time(), 0.0
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | environment)
         while process.poll() is None:
-            peak = max(peak, _memory_mib(process.pid))
+            each(found := sample(process.pid))
+            peak = max(peak, found.mib)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(EVERY_S)
     if process.returncode:
         raise RuntimeError(f"{command} failed: {log.read_text()[-4000:]}")
     return Watched(began, time.time() - began, peak)
-
-
-def _memory_mib(pid: int) -> float:
-    total = 0
-    with suppress(psutil.Error):
-        for process in [root := psutil.Process(pid), *root.children(recursive=True)]:
-            with suppress(psutil.Error):
-                total += process.memory_full_info().pss
-    return total / (1 << 20)

@@ -1,0 +1,1 @@
+"""How the cost of the whole service grows, one thing varied at a time."""
