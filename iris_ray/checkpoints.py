@@ -17,7 +17,7 @@ from iris_ray.config import RunConfig
 from iris_ray.errors import CheckpointError, ConfigError
 from iris_ray.run_folder import RunFolder
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
 FOLDER = "checkpoints"
 # The training state's files begin with this. A trained parameter's master weight is `NAME/master` there, and

@@ -1,10 +1,11 @@
 """The ledger of an opponent's round: every prompt counted exactly once, whatever dies."""
 
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, repeat
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class Ledger:
         self.epochs = epochs
         self._waiting = deque(range(size))
         self._holder: dict[int, str] = {}
-        self._written: set[int] = set()
-        self._commits: Counter[tuple[int, int]] = Counter()
+        # Arrays, as a round may have millions of positions.
+        self._is_written = np.zeros(size, bool)
+        self._written = 0
+        self._commits = np.zeros((epochs, size), np.uint16)
 
     def lease(self, holder: str, count: int, below: int) -> list[int]:
         """Give `holder` up to `count` waiting positions smaller than `below`."""
@@ -57,16 +60,17 @@ class Ledger:
         if self._holder.get(position) != holder:
             return False
         del self._holder[position]
-        self._written.add(position)
+        self._is_written[position] = True
+        self._written += 1
         return True
 
-    def commit(self, epoch: int, positions: Iterable[int]) -> None:
+    def commit(self, epoch: int, positions: Sequence[int]) -> None:
         """Record that an optimiser step trained on `positions` in pass `epoch`."""
-        self._commits.update((epoch, position) for position in positions)
+        np.add.at(self._commits[epoch], positions, 1)
 
     @property
     def written(self) -> int:
-        return len(self._written)
+        return self._written
 
     @property
     def leased(self) -> int:
@@ -76,17 +80,13 @@ class Ledger:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def is_written(self, positions: Iterable[int]) -> bool:
-        return self._written.issuperset(positions)
+    def is_written(self, positions: Sequence[int]) -> bool:
+        return bool(self._is_written[positions].all())
 
     def state_dict(self) -> dict[str, Any]:
         """What is written and what was trained on, in plain JSON types. Leases do not outlive a restart."""
-        commits = [
-            _run_lengths(self._commits[epoch, position] for position in range(self.size))
-            for epoch in range(self.epochs)
-        ]
-        written = _run_lengths(int(position in self._written) for position in range(self.size))
-        return {"written": written, "commits": commits}
+        commits = [_run_lengths(times) for times in self._commits]
+        return {"written": _run_lengths(self._is_written.astype(int)), "commits": commits}
 
     def load_state_dict(self, state: dict[str, Any], also_written: Iterable[int] = ()) -> None:
         """Go on where `state_dict` was taken: what was leased then waits again, in the round's order.
@@ -97,37 +97,33 @@ class Ledger:
         commits = [_expand(times) for times in state["commits"]]
         if [len(column) for column in (written, *commits)] != [self.size] * (1 + self.epochs):
             raise ValueError(f"not the state of a ledger of {self.size} prompts and {self.epochs} epochs")
-        known = {position for position, yes in enumerate(written) if yes}.union(also_written)
-        if not known.issubset(range(self.size)):
+        also = np.fromiter(also_written, int)
+        if len(also) and not 0 <= also.min() <= also.max() < self.size:
             raise ValueError(f"written positions outside a round of {self.size} prompts")
-        self._written = known
+        self._is_written = written.astype(bool)
+        self._is_written[also] = True
+        self._written = int(self._is_written.sum())
         self._holder = {}
-        self._waiting = deque(position for position in range(self.size) if position not in known)
-        self._commits = Counter(
-            {
-                (epoch, position): count
-                for epoch, times in enumerate(commits)
-                for position, count in enumerate(times)
-                if count
-            }
-        )
+        self._waiting = deque(np.flatnonzero(~self._is_written).tolist())
+        self._commits = np.array(commits, np.uint16)
 
     def counts(self) -> LedgerCounts:
         """The books of the round, to be read when it is over."""
-        commits = [
-            {self._commits[epoch, position] for epoch in range(self.epochs)} for position in range(self.size)
-        ]
+        fewest, most = self._commits.min(axis=0), self._commits.max(axis=0)
         return LedgerCounts(
-            committed=sum(times == {1} for times in commits),
-            lost=sum(0 in times for times in commits),
-            duplicated=sum(max(times) > 1 for times in commits),
+            committed=int(((fewest == 1) & (most == 1)).sum()),
+            lost=int((fewest == 0).sum()),
+            duplicated=int((most > 1).sum()),
         )
 
 
-def _run_lengths(values: Iterable[int]) -> list[list[int]]:
+def _run_lengths(values: np.ndarray) -> list[list[int]]:
     """Equal neighbours as one `[value, how many]`."""
-    return [[value, sum(1 for _ in run)] for value, run in groupby(values)]
+    starts = np.flatnonzero(np.diff(values, prepend=values[:1] + 1))
+    lengths = np.diff(starts, append=len(values))
+    return [[int(values[start]), int(length)] for start, length in zip(starts, lengths, strict=True)]
 
 
-def _expand(runs: Iterable[tuple[int, int]]) -> list[int]:
-    return list(chain.from_iterable(repeat(value, length) for value, length in runs))
+def _expand(runs: Sequence[Sequence[int]]) -> np.ndarray:
+    values, lengths = np.array(runs, int).reshape(-1, 2).T
+    return np.repeat(values, lengths)

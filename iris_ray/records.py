@@ -2,7 +2,6 @@
 
 import math
 import time
-from copy import deepcopy
 from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
@@ -23,7 +22,6 @@ class Records:
         self.folder = folder
         self.baseline: dict[str, Any] = {"exact_match": None}
         self.iterations: list[dict[str, Any]] = []
-        self.updates: list[Update] = []
         self.evaluated_iteration = -1
         self.opened = time.monotonic()
         self.steps = 0
@@ -130,11 +128,7 @@ class Records:
             self.folder.append_metrics("iteration", entry | where)
 
     def updated(self, update: Update) -> None:
-        self._count(update)
         self.folder.append_metrics("update", asdict(update))
-
-    def _count(self, update: Update) -> None:
-        self.updates.append(update)
         sync = self.sync.setdefault(update.generator, {"updates": 0, "seconds": 0, "paused_seconds": 0})
         sync["updates"] += 1
         sync["seconds"] += update.seconds
@@ -153,22 +147,22 @@ class Records:
 
     def state_dict(self) -> dict[str, Any]:
         """All that was collected, in plain JSON types, and how much of metrics.jsonl belongs to it."""
-        state = {
-            "baseline": self.baseline,
-            "iterations": self.iterations,
-            "updates": [asdict(update) for update in self.updates],
+        # Copies, as the records go on changing.
+        return {
+            "baseline": dict(self.baseline),
+            "iterations": [dict(entry) for entry in self.iterations],
+            "sync": {name: dict(sums) for name, sums in self.sync.items()},
             "evaluated_iteration": self.evaluated_iteration,
             "round": self.round and asdict(self.round),
             "seconds": time.monotonic() - self.opened,
             "steps": self.steps,
             "step": self.step,
-            "last_step": self.last_step,
+            "last_step": dict(self.last_step),
             "diagnostics": self.diagnostics.state_dict(),
-            "warnings": self.warnings,
+            "warnings": list(self.warnings),
             "resumes": self.resumes,
             "metrics_bytes": self.folder.metrics_bytes(),
         }
-        return deepcopy(state)  # the records go on changing
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, in new records or in these; what came after is forgotten.
@@ -176,17 +170,15 @@ class Records:
         The steps after it will be taken again, so they are cut off metrics.jsonl as well.
         """
         self.folder.cut_metrics(state["metrics_bytes"])
-        state = deepcopy(state)
-        self.baseline, self.iterations = state["baseline"], state["iterations"]
-        self.updates, self.sync = [], {}
-        for update in state["updates"]:
-            self._count(Update(**update))
+        self.baseline = dict(state["baseline"])
+        self.iterations = [dict(entry) for entry in state["iterations"]]
+        self.sync = {name: dict(sums) for name, sums in state["sync"].items()}
         self.evaluated_iteration = state["evaluated_iteration"]
         self.round = Round(**state["round"]) if state["round"] else None
         self.opened = time.monotonic() - state["seconds"]  # so that only time of a living run counts
-        self.steps, self.step, self.last_step = state["steps"], state["step"], state["last_step"]
+        self.steps, self.step, self.last_step = state["steps"], state["step"], dict(state["last_step"])
         self.diagnostics.load_state_dict(state["diagnostics"])
-        self.warnings = state["warnings"]
+        self.warnings = list(state["warnings"])
         self.resumes = max(self.resumes, state["resumes"]) + 1  # that it happened is not forgotten
         where = self.where()
         self.folder.append_metrics("resumed", where | {"global_step": self.steps_until(where["iteration"])})
@@ -216,18 +208,18 @@ class Records:
         """The run's part of summary.json that the controller knows."""
         finished = [entry for entry in self.iterations if entry["seconds"]]
         seconds = sum(entry["seconds"] for entry in finished)
+        updates = list(self.folder.read_metrics("update"))
+        taken, paused = ([update[name] for update in updates] for name in ("seconds", "paused_seconds"))
         return {
             "iterations": finished,
             "warnings": self.warnings,
             "resumes": self.resumes,
             "baseline": self.baseline,
             "sync": {
-                "updates": len(self.updates),
-                "parity_max_abs_diff": max((u.parity_max_abs_diff for u in self.updates), default=None),
-                "seconds_median": median([u.seconds for u in self.updates]) if self.updates else None,
-                "paused_seconds_median": (
-                    median([u.paused_seconds for u in self.updates]) if self.updates else None
-                ),
+                "updates": len(updates),
+                "parity_max_abs_diff": max((u["parity_max_abs_diff"] for u in updates), default=None),
+                "seconds_median": median(taken) if updates else None,
+                "paused_seconds_median": median(paused) if updates else None,
             },
             "pairs_per_s": sum(entry["pairs"] for entry in finished) / seconds if seconds else None,
         }

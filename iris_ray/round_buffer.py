@@ -14,7 +14,7 @@ from iris_ray.ledger import Ledger
 from iris_ray.refresh import newest_version
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredPair:
     """Where a pair lies: item `index` of the list behind the object reference `chunk`.
 
@@ -131,8 +131,9 @@ class RoundBuffer:
         return self._orders[epoch][start : start + self.batch_size].tolist()
 
     def is_ready(self, step: int) -> bool:
-        needed = self.positions(step) if self.overlap else range(self.ledger.size)
-        return self.ledger.is_written(needed)
+        if not self.overlap:
+            return self.ledger.written == self.ledger.size
+        return self.ledger.is_written(self.positions(step))
 
     def share(self, step: int, rank: int, ranks: int) -> Share:
         """What `rank` of `ranks` trains on in `step`: about the same number of tokens for each."""

@@ -106,6 +106,14 @@ class RunFolder:
         with self.metrics.open("a") as file:
             file.write(json.dumps({"event": event, "time": time.time(), **values}) + "\n")
 
+    def read_metrics(self, event: str) -> Iterator[dict[str, Any]]:
+        """The objects of one kind of event in metrics.jsonl; the others are passed over unread."""
+        if not self.metrics.exists():
+            return
+        begin = json.dumps({"event": event})[:-1] + ","
+        with self.metrics.open() as file:
+            yield from (json.loads(line) for line in file if line.startswith(begin))
+
     def metrics_bytes(self) -> int:
         """Size of metrics.jsonl, all of it on disk: a state that tells it must not outlive the lines."""
         if not self.metrics.exists():
@@ -130,6 +138,10 @@ class RunFolder:
                 file.truncate(size)
         except OSError as error:
             raise RunFolderError(f"{self.metrics}: cannot be cut back to the checkpoint: {error}") from error
+
+    def archives(self) -> list[Path]:
+        """The written pairs, one file an iteration, in order; the newest may still be being written."""
+        return sorted(self.samples.glob("iteration-*.parquet"), key=iteration_of)
 
     @contextmanager
     def playing_on(self, where: dict[str, str | None]) -> Iterator[None]:
@@ -169,3 +181,8 @@ class RunFolder:
         written = self.summary.with_suffix(".json.part")
         written.write_text(json.dumps(summary, indent=2) + "\n")
         written.replace(self.summary)
+
+
+def iteration_of(archive: Path) -> int:
+    """The number in an archive's name, which may have more than three digits."""
+    return int(archive.stem.rpartition("-")[2])

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from conftest import run_config
 
-from iris_ray.checkpoints import BEGINNING, STATE, CheckpointStorage, Place, read_state, write_state
+from iris_ray.checkpoints import BEGINNING, FORMAT, STATE, CheckpointStorage, Place, read_state, write_state
 from iris_ray.cli import main
 from iris_ray.config import RunConfig
 from iris_ray.errors import CheckpointError, ConfigError, RunFolderError
@@ -51,7 +51,7 @@ def names(storage: CheckpointStorage) -> list[str]:
 def test_a_state_comes_back(tmp_path: Path) -> None:
     write_state(tmp_path, {"iteration": 3, "learner": {"round": None}}, [("a", 1)])
     assert read_state(tmp_path) == {
-        "format": 1,
+        "format": FORMAT,
         "files": {"a": 1},
         "iteration": 3,
         "learner": {"round": None},

@@ -16,7 +16,7 @@ from iris_ray.errors import RunFolderError
 from iris_ray.game import Round
 from iris_ray.gap import PairMeans
 from iris_ray.records import Records
-from iris_ray.run_folder import RunFolder
+from iris_ray.run_folder import RunFolder, iteration_of
 from iris_ray.weights.manifest import Probe
 
 STEP = StepReport(
@@ -113,6 +113,20 @@ def test_metrics_are_lines_of_json_with_their_time(folder):
     assert (first["event"], first["loss"]) == ("step", 0.5)
     assert (second["event"], second["generator"]) == ("update", "generator-0")
     assert 0 < first["time"] <= second["time"]
+
+
+def test_events_of_one_kind_are_read_alone(folder):
+    assert list(folder.read_metrics("update")) == []
+    for event, value in (("update", 1), ("step", 2), ("updated", 3), ("update", 4)):
+        folder.append_metrics(event, {"value": value})
+    assert [event["value"] for event in folder.read_metrics("update")] == [1, 4]
+
+
+def test_archives_of_more_than_999_iterations_are_in_order(folder):
+    numbers = [1, 2, 101, 999, 1000, 1001]
+    for number in numbers:
+        (folder.samples / f"iteration-{number:03d}.parquet").touch()
+    assert [iteration_of(path) for path in folder.archives()] == numbers
 
 
 def test_summary_and_probe_are_json(folder):

@@ -81,7 +81,7 @@ class Point:
     job: Job
 
 
-# Fewer pairs where each takes longer, so that a point takes minutes. By tokens, and by millions of parameters.
+# Fewer pairs where each takes longer, so that a point takes minutes: by tokens; by millions of parameters.
 PAIRS_OF_LENGTH = {16: 1280, 64: 640, 128: 384, 256: 192, 512: 96}
 SHAPES = {
     1: (Shape(), 1280),

@@ -48,4 +48,4 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]], m
         if fresh:
             writer.writeheader()
         for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+            writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})

@@ -82,7 +82,7 @@ def written_by(run: RunFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lengths of a run's pairs in the order of its samples: prompts, annotated and written responses."""
     tables = [
         pq.read_table(path, columns=["prompt_tokens", "real_tokens", "synthetic_tokens"])
-        for path in sorted(run.samples.glob("*.parquet"))
+        for path in run.archives()
     ]
     if not tables:
         raise ConfigError(f"--measured {run.path}: it holds no samples. Name a run that played an iteration.")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from iris_ray.run_folder import RunFolder
+from iris_ray.run_folder import RunFolder, iteration_of
 
 SHOWN = 8
 # By whether the written response is the annotated one, at first and at last.
@@ -58,7 +58,7 @@ class ShownPairs:
 
 def archives(folder: RunFolder) -> list[Path]:
     """The iterations' samples, in order; one that was cut off while it was written is left out."""
-    return [path for path in sorted(folder.samples.glob("iteration-*.parquet")) if _is_whole(path)]
+    return [path for path in folder.archives() if _is_whole(path)]
 
 
 def shown_pairs(folder: RunFolder, most: int = SHOWN) -> ShownPairs | None:
@@ -88,10 +88,6 @@ def shown_pairs(folder: RunFolder, most: int = SHOWN) -> ShownPairs | None:
         counts={kind: len(mine) for kind, mine in places.items()},
         prompts=[ShownPrompt(kind, tuple(parts)) for kind, *parts in zip(names, *writings, strict=True)],
     )
-
-
-def iteration_of(archive: Path) -> int:
-    return int(archive.stem.rpartition("-")[2])
 
 
 def _common(ids: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
