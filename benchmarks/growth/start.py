@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
 
 from benchmarks.growth.points import MAX_PROMPT_TOKENS, Job
 from iris_ray.config import ScratchModel
@@ -17,6 +18,8 @@ from iris_ray.scratch.tokenizer import train_tokenizer
 DIGITS = 8
 VOCAB = 512
 ALWAYS, NEVER = 0.5, -20.0
+
+logging.disable_progress_bar()  # it would come between the benchmark's own lines
 
 
 def write_rows(job: Job, path: Path) -> None:
