@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.growth.results import Results, Row, load
 from benchmarks.growth.tables import TITLES
@@ -15,8 +15,9 @@ COLORS = dict(
     zip(KINDS, ("tab:blue", "tab:red", "tab:purple", "tab:green", "tab:orange", "tab:gray"), strict=True)
 )
 STORE = "tab:brown"
-PANELS = (  # title; columns with label and colour; whether by powers
-    ("pairs per second", {"pairs_per_s": ("", "tab:green")}, True),
+FAR = 5  # the factor over which values must range for a logarithmic scale
+PANELS = (  # title; columns with label and colour
+    ("pairs per second", {"pairs_per_s": ("", "tab:green")}),
     (
         "seconds",
         {
@@ -24,10 +25,9 @@ PANELS = (  # title; columns with label and colour; whether by powers
             "prepare_s": ("of it data", "tab:cyan"),
             "boundary_s": ("boundary", "tab:orange"),
         },
-        True,
     ),
-    ("peak memory, MiB", {"peak_mib": ("all", "black")}, False),
-    ("peak private memory, MiB", {f"{kind}_mib": (kind, COLORS[kind]) for kind in KINDS}, True),
+    ("peak memory, MiB", {"peak_mib": ("", "black")}),
+    ("peak private memory, MiB", {f"{kind}_mib": (kind, COLORS[kind]) for kind in KINDS}),
 )
 
 mpl.rcParams.update(
@@ -52,16 +52,18 @@ def draw(results: Results) -> list[Path]:
 def _draw(rows: list[Row], title: str, path: Path) -> None:
     figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 3.2))
     values = [int(row["value"]) for row in rows]
-    for axis, (name, columns, powers) in zip(axes, PANELS, strict=True):
+    for axis, (name, columns) in zip(axes, PANELS, strict=True):
         for column, (label, color) in columns.items():
             _line(axis, values, [float(row[column]) for row in rows], color, label, "o")
         _ends(axis, name, title)
-        if values[-1] > 4 * values[0]:
+        if values[-1] > FAR * values[0]:
             axis.set_xscale("log")
         axis.set_xticks(values, [_short(value) for value in values])
         axis.xaxis.set_minor_locator(NullLocator())
-        if powers:
+        shown = [float(row[column]) for row in rows for column in columns]
+        if max(shown) > FAR * min(shown):
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.yaxis.set_minor_locator(NullLocator())
         else:
@@ -98,7 +100,7 @@ def _ends(axis: Axes, name: str, title: str) -> None:
 
 
 def _short(value: int) -> str:
-    return f"{value:,}" if value < 10_000 else f"10^{len(str(value)) - 1}"
+    return f"{value:,}" if value < 10_000 else f"$10^{len(str(value)) - 1}$"
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

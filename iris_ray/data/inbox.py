@@ -15,7 +15,7 @@ from iris_ray.data.prepare import TOKENS, tokenise
 from iris_ray.data.report import Added, Dropped
 from iris_ray.data.rows import read_rows
 from iris_ray.data.sources import SUFFIXES
-from iris_ray.data.splits import added_folders, load_train
+from iris_ray.data.splits import added_folders, load_split
 from iris_ray.errors import DataError
 from iris_ray.run_folder import RunFolder
 
@@ -46,14 +46,17 @@ class Inbox:
         """Add to the data of `iteration`, before its round opens, what has come; `None` if nothing has."""
         folder = self.data / "added" / f"iteration-{iteration:03d}"
         if not folder.exists():
-            known = {name for earlier in added_folders(self.data, iteration) for name in _files(earlier)}
+            earlier = [_report(each) for each in added_folders(self.data, iteration)]
+            known = {name for each in earlier for name in each.files}
             new = sorted(path for path in self.path.iterdir() if _is_whole(path) and path.name not in known)
             if not new:
                 return None
-            self._write(folder, new, iteration)
-        return Added(**json.loads((folder / REPORT).read_text()))
+            first = len(load_split(self.data, "train")) + sum(each.rows for each in earlier)
+            self._write(folder, new, first)
+        return _report(folder)
 
-    def _write(self, folder: Path, files: Sequence[Path], iteration: int) -> None:
+    def _write(self, folder: Path, files: Sequence[Path], first: int) -> None:
+        """`first`: the prompt id of the first row."""
         part = folder.with_name(f".{folder.name}")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -71,7 +74,7 @@ class Inbox:
             tables.append(table.select(np.flatnonzero(good)).select_columns(TOKENS))
             _count(added.dropped, dropped)
         if any(map(len, tables)):
-            rows, first = concatenate_datasets(tables), len(load_train(self.data, iteration - 1))
+            rows = concatenate_datasets(tables)
             added.rows = len(rows)
             numbered = rows.add_column("prompt_id", np.arange(first, first + len(rows)))
             numbered.save_to_disk(part / ROWS, num_shards=1)
@@ -85,8 +88,8 @@ def _is_whole(path: Path) -> bool:
     return path.suffix in SUFFIXES and not path.name.startswith(".")
 
 
-def _files(folder: Path) -> list[str]:
-    return json.loads((folder / REPORT).read_text())["files"]
+def _report(folder: Path) -> Added:
+    return Added(**json.loads((folder / REPORT).read_text()))
 
 
 def _count(counts: dict[str, int], dropped: dict[str, Dropped]) -> None:

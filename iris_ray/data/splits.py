@@ -1,6 +1,7 @@
 """The tokenised splits that `prepare_data` left on disk."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,11 +20,18 @@ def load_split(folder: Path, split: Literal["train", "holdout"]) -> "Dataset":
 
 def load_train(folder: Path, iteration: int) -> "Dataset":
     """The demonstrations of `iteration`: those of the start, and behind them what came until it opened."""
-    from datasets import concatenate_datasets, load_from_disk
+    from datasets import concatenate_datasets
 
     added = [each / "rows" for each in added_folders(folder, iteration) if (each / "rows").exists()]
     first = load_split(folder, "train")
-    return concatenate_datasets([first, *map(load_from_disk, map(str, added))]) if added else first
+    return concatenate_datasets([first, *map(_added, added)]) if added else first
+
+
+@cache  # opening them is most of the work where many iterations added some, and they never change
+def _added(folder: Path) -> "Dataset":
+    from datasets import load_from_disk
+
+    return load_from_disk(str(folder))
 
 
 def added_folders(folder: Path, iteration: int) -> list[Path]:
