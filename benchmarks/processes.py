@@ -7,16 +7,11 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks import kinds
+
 MIB = 1 << 20
 KINDS = ("driver", "buffer", "controller", "learner", "generators", "rest")
-# What they call themselves, up to the first dot. "rest" is Ray, and the run's smaller actors.
-NAMES = {
-    "ray::SampleBuffer": "buffer",
-    "ray::Controller": "controller",
-    "ray::RayTrainWorker": "learner",
-    "ray::Generator": "generators",
-    "VLLM::EngineCore": "generators",
-}
+PARTS = {"generator": "generators", "engine": "generators"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,10 @@ def sample(pid: int) -> Sample:
 
 
 def kind_of(command: list[str]) -> str:
-    """Of a process with this command line. Ray and vLLM put a name in place of its first word."""
-    return NAMES.get(command[0].split(".")[0], "rest") if command else "rest"
+    """Of a process with this command line; "rest" is Ray, and the run's smaller actors."""
+    kind = kinds.kind_of(command)
+    kind = PARTS.get(kind, kind)
+    return kind if kind in KINDS else "rest"
 
 
 def _mapped_mib(pid: int) -> dict[str, float]:

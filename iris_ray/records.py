@@ -90,8 +90,8 @@ class Records:
         order = {"alpha": current["alpha"], "gap": current["gap"]}
         current["staleness_max"] = max(current["staleness_max"], *staleness)
         stale = {"staleness_mean": fmean(staleness), "staleness_max": max(staleness)}
-        for phase, spent in seconds.items():
-            current["learner_seconds"][phase] += spent
+        so_far = current["learner_seconds"]
+        current["learner_seconds"] = {phase: so_far[phase] + seconds.get(phase, 0.0) for phase in PHASES}
         spent_in = {f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES}
         self.folder.append_metrics("step", where | order | self.last_step | stale | spent_in)
         assert self.round is not None

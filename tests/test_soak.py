@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from benchmarks.kinds import kind_of
 from benchmarks.soak.faults import FAULTS, Planned, plan
 from benchmarks.soak.follower import Follower
-from benchmarks.soak.kinds import kind_of
 from benchmarks.soak.progress import Incident, Progress
 from benchmarks.soak.settings import recipe
 from benchmarks.soak.slopes import WARM_UP_S, slope

@@ -15,8 +15,8 @@ import httpx
 import psutil
 import yaml
 
+from benchmarks.kinds import kind_of
 from benchmarks.sessions import kill, of_session
-from benchmarks.soak.kinds import kind_of
 from benchmarks.soak.settings import prompts, recipe
 
 IRIS_RAY = Path(sys.executable).with_name("iris-ray")

@@ -8,9 +8,9 @@ from contextlib import suppress
 import httpx
 import psutil
 
+from benchmarks.kinds import STATE, kind_of
 from benchmarks.soak.faults import Fault
 from benchmarks.soak.game import Game
-from benchmarks.soak.kinds import STATE, kind_of
 from benchmarks.soak.progress import Incident
 from benchmarks.soak.settings import Settings
 from iris_ray.run_folder import RunFolder

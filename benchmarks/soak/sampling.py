@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import psutil
 
+from benchmarks.kinds import kind_of
 from benchmarks.soak.game import Game
-from benchmarks.soak.kinds import kind_of
 
 SHARED, FOLDER, LOGS = "shared memory", "run folders", "Ray's folder"
 

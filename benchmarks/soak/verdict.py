@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.soak.kinds import OTHER
+from benchmarks.kinds import OTHER
 from benchmarks.soak.progress import Incident, Progress
 from benchmarks.soak.sampling import FOLDER, LOGS, SHARED, Sample
 from benchmarks.soak.settings import Settings
