@@ -110,6 +110,14 @@ def test_model_is_tied_float32_and_repeatable(tokenizer, model) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_vocabulary_may_be_padded(tokenizer) -> None:
+    padded = TINY.model_copy(update={"padded_vocab_size": 1000})
+    assert build_model(padded, tokenizer, max_length=64, seed=0).get_input_embeddings().num_embeddings == 1000
+    few = TINY.model_copy(update={"padded_vocab_size": 3})
+    rows = build_model(few, tokenizer, max_length=64, seed=0).get_input_embeddings().num_embeddings
+    assert rows == len(tokenizer)
+
+
 def test_a_made_mistral_comes_back_the_same(rows, tmp_path) -> None:
     texts = [text for row in rows for text in row.values()]
     tokenizer = train_tokenizer(texts, 400, "mistral")

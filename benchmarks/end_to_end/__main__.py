@@ -23,6 +23,13 @@ def benchmark(
     ways: Annotated[str, typer.Option(help=f"Of {', '.join(WAYS)}.")] = ",".join(WAYS),
     dtypes: Annotated[str, typer.Option(help="fp32, bf16 or both.")] = "bf16,fp32",
     repeats: Annotated[int, typer.Option(min=1, help="Each plays all ways once.")] = 3,
+    model: Annotated[
+        str | None, typer.Option(help="A folder to start from, instead of a made model.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="JSON lines with prompt and response, instead of digits to sort.")
+    ] = None,
+    vocab: Annotated[int, typer.Option(min=0, help="Rows of the made model's embedding, at least.")] = 32_000,
     hidden: Hidden = 128,
     intermediate: Intermediate = None,
     layers: Count = 4,
@@ -47,6 +54,9 @@ def benchmark(
         if unknown := set(given) - set(known):
             raise typer.BadParameter(f"there is no {', '.join(unknown)}. There are: {', '.join(known)}.")
     settings = Settings(
+        model=model,
+        data=data,
+        vocab=vocab,
         hidden=hidden,
         intermediate=intermediate or 4 * hidden,
         layers=layers,

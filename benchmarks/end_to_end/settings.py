@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iris_ray.config import RunConfig, SortDigits
+from iris_ray.errors import DataError
 from iris_ray.preparation import make_model, prepare
 from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.sort_digits import make_rows
@@ -22,20 +23,26 @@ WHAT = {
     "generate_trl": "transformers' generate, then TRL's DPOTrainer, by turns",
 }
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-BETA = 0.1  # SPIN's λ, which is DPO's β
-LEARNING_RATE = 1e-4
+BETA = 1.0  # SPIN's λ, which is DPO's β
+LEARNING_RATE = 5e-5
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the model and the job; each iteration has `pairs` pairs, trained on once."""
+    """Sizes of the model and the job; each iteration has `pairs` pairs, trained on once.
+
+    `model` and `data` take the place of what is made: a model's folder, and rows of `prompt` and `response`.
+    """
+
+    model: str | None = None
+    data: str | None = None
 
     hidden: int = 128
     intermediate: int = 512
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
-    vocab: int = 512
+    vocab: int = 32_000
     min_digits: int = 3
     max_digits: int = 8
     iterations: int = 3
@@ -45,7 +52,7 @@ class Settings:
     concurrency: int = 64
     max_prompt_tokens: int = 32
     max_response_tokens: int = 16
-    warmup_steps: int = 400
+    warmup_steps: int = 600
     start_score: float = 0.5
     holdout: int = 256
     seed: int = 0
@@ -57,7 +64,7 @@ class Settings:
     def start_recipe(self, folder: Path, data: Path) -> dict[str, Any]:
         """Of the run that makes the start model; it is never played."""
         shape = {
-            "vocab_size": self.vocab,
+            "padded_vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
             "layers": self.layers,
@@ -65,9 +72,10 @@ class Settings:
             "kv_heads": self.kv_heads,
         }
         warm_up = {"warmup_steps": self.warmup_steps, "stop_at_exact_match": self.start_score}
+        model = {"path": self.model} if self.model else {"scratch": shape | warm_up}
         return {
             "run": {"name": "start", "folder": str(folder), "seed": self.seed},
-            "model": {"dtype": "float32", "scratch": shape | warm_up},
+            "model": {"dtype": "float32"} | model,
             "data": {"path": str(data), "holdout": self.holdout}
             # Online, the generators score what they wrote, which takes a place more.
             | self.limits()
@@ -129,16 +137,41 @@ class Start:
 
 
 def make_start(settings: Settings, folder: Path) -> Start:
-    """Write the rows, `prompt` and `response` a line, and make a model that knows some of the task."""
-    task = SortDigits(examples=settings.rows, min_digits=settings.min_digits, max_digits=settings.max_digits)
-    rows = make_rows(task, settings.holdout, settings.seed)
+    """Write the rows, `prompt` and `response` a line, and make a model that knows some of the task.
+
+    Raises `DataError` where a row is longer than the job's limits, or there are too few.
+    """
+    rows = _read(Path(settings.data), settings) if settings.data else _made(settings)
     data, holdout = folder / "data.jsonl", folder / "holdout.jsonl"
     _write(data, rows[: settings.rows])
     _write(holdout, rows[settings.rows :])
     config = RunConfig.from_dict(settings.start_recipe(folder, data))
     run = RunFolder.create(config)
-    make_model(config, run, prepare(config, run), lambda *_: None)
+    prepared = prepare(config, run)
+    if left_out := settings.rows - settings.holdout - len(prepared.data.train):
+        raise DataError(
+            f"{left_out} rows do not fit --max-prompt-tokens {settings.max_prompt_tokens} and "
+            f"--max-response-tokens {settings.max_response_tokens}. Raise them: all ways take the same rows."
+        )
+    if settings.model:
+        return Start(folder, Path(settings.model), data, holdout)
+    make_model(config, run, prepared, lambda *_: None)
     return Start(folder, run.start, data, holdout)
+
+
+def _made(settings: Settings) -> list[dict[str, str]]:
+    task = SortDigits(examples=settings.rows, min_digits=settings.min_digits, max_digits=settings.max_digits)
+    return make_rows(task, settings.holdout, settings.seed)
+
+
+def _read(path: Path, settings: Settings) -> list[dict[str, str]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if len(rows) < (wanted := settings.rows + settings.holdout):
+        raise DataError(
+            f"--data {path}: {len(rows)} rows, and {wanted} are needed: {settings.iterations} iterations of "
+            f"{settings.pairs}, and {settings.holdout} to score with. Lower --pairs or --iterations."
+        )
+    return [{name: row[name] for name in ("prompt", "response")} for row in rows[:wanted]]
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:

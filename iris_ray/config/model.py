@@ -11,7 +11,10 @@ class ScratchModel(Section):
     """A small model and tokenizer made on the spot, warmed by SFT on the annotated data."""
 
     vocab_size: int = Field(512, ge=300)
-    """Entries of the BPE tokenizer trained on the data."""
+    """Most entries of the BPE tokenizer trained on the data."""
+    padded_vocab_size: int = Field(0, ge=0)
+    """Rows of the model's embedding, where there should be more than the tokenizer has entries: the cost of
+    a real vocabulary."""
     hidden_size: int = Field(128, ge=16)
     intermediate_size: int = Field(384, ge=16)
     layers: int = Field(4, ge=1)

@@ -60,7 +60,12 @@ def model_shape(config: RunConfig) -> ModelShape:
         spec = config.model.scratch
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                model_config(spec, spec.vocab_size, config.window, config.model.architecture)
+                model_config(
+                    spec,
+                    max(spec.vocab_size, spec.padded_vocab_size),
+                    config.window,
+                    config.model.architecture,
+                )
             )
     else:
         model = described_model(config)

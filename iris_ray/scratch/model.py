@@ -47,7 +47,7 @@ def build_model(
     """
     config = model_config(
         spec,
-        len(tokenizer),
+        max(len(tokenizer), spec.padded_vocab_size),
         max_length,
         architecture,
         bos_token_id=tokenizer.bos_token_id,
