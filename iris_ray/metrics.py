@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iris_ray.contracts import PHASES
 from iris_ray.progress import last_score
 
 Status = Mapping[str, Any]
@@ -76,6 +77,10 @@ def _waited(s: Status) -> float | None:
     return ended[-1]["learner_waited_seconds"] / ended[-1]["seconds"] if ended else None
 
 
+def _phases(s: Status) -> Values:
+    return {phase: sum(entry["learner_seconds"][phase] for entry in s["iterations"]) for phase in PHASES}
+
+
 def _states(s: Status) -> Values:
     return {state: sum(each["state"] == state for each in s["generators"]) for state in GENERATOR_STATES}
 
@@ -132,6 +137,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "iris_learner_waited_ratio",
             "Share of the last ended iteration in which it waited for batches",
             _waited,
+        ),
+        Metric(
+            "iris_learner_seconds_total",
+            "What it spent its time on, by phases of a step",
+            _phases,
+            "phase",
         ),
         Metric(
             "iris_learner_restarts",

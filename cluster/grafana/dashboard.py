@@ -62,7 +62,7 @@ ROWS: dict[str, list[tuple[str, str, list[Query]]]] = {
         ("Responses that carry the gradient", "none", [gauge("effective_samples", EACH_SIDE)]),
         ("Gradient norm", "none", [gauge("gradient_norm")]),
         ("Pairs per second", "none", [rate("trained_pairs", EACH_RUN)]),
-        ("Time waiting for batches", "percentunit", [gauge("learner_waited_ratio")]),
+        ("What the learner does", "percentunit", [rate("learner_seconds", "{{run}} {{phase}}")]),
         ("Learning rate", "sci", [gauge("learning_rate")]),
         ("Staleness in versions", "none", [gauge("staleness_versions")]),
     ],
