@@ -29,7 +29,7 @@ def benchmark(
     data: Annotated[
         str | None, typer.Option(help="JSON lines with prompt and response, instead of digits to sort.")
     ] = None,
-    vocab: Annotated[int, typer.Option(min=0, help="Rows of the made model's embedding, at least.")] = 32_000,
+    vocab: Annotated[int, typer.Option(min=0, help="Rows of the made model's embedding, at least.")] = 4096,
     hidden: Hidden = 128,
     intermediate: Intermediate = None,
     layers: Count = 4,
@@ -38,7 +38,7 @@ def benchmark(
     min_digits: Annotated[int, typer.Option(min=1, help="Of a row to sort.")] = 3,
     max_digits: Annotated[int, typer.Option(min=1, help="Of a row to sort.")] = 8,
     iterations: Count = 3,
-    pairs: Annotated[int, typer.Option(min=1, help="Of an iteration.")] = 1280,
+    pairs: Annotated[int, typer.Option(min=1, help="Of an iteration.")] = 640,
     batch: Count = 32,
     refresh: Annotated[int, typer.Option(min=1, help="Steps between two opponents, online.")] = 8,
     concurrency: Annotated[int, typer.Option(min=1, help="Responses that an engine writes at a time.")] = 64,

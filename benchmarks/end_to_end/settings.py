@@ -42,11 +42,11 @@ class Settings:
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
-    vocab: int = 32_000
+    vocab: int = 4096
     min_digits: int = 3
     max_digits: int = 8
     iterations: int = 3
-    pairs: int = 1280
+    pairs: int = 640
     batch: int = 32
     refresh: int = 8
     concurrency: int = 64
