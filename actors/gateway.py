@@ -22,7 +22,7 @@ from actors import names
 from actors.steering import LiveRun
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Order
-from iris_ray.errors import ConfigError, UnavailableError, first_line
+from iris_ray.errors import ConfigError, IrisRayError, UnavailableError, first_line
 from iris_ray.gateway.app import gateway_app
 from iris_ray.gateway.recent import Recent
 from iris_ray.generation.stop_tokens import single_tokens
@@ -69,8 +69,8 @@ class RunOnCluster:
         try:
             async for message in messages:
                 yield await message
-        except RayActorError as error:
-            raise UnavailableError(f"{name}, which was answering, died. Ask again.") from error
+        except (RayActorError, IrisRayError) as error:  # it died, or has failed and is about to be replaced
+            raise UnavailableError(f"{name}, which was answering, is gone. Ask again.") from error
         finally:
             self.answering[name] -= 1
             ray.cancel(messages)

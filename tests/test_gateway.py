@@ -290,6 +290,22 @@ def test_a_browser_shows_the_live_page(served: Served, tmp_path: Path) -> None:
     assert "http://" not in page.replace(served.url, "").replace("http://www.w3.org/2000/svg", "")
 
 
+def test_while_a_generator_is_replaced_visitors_are_told_to_come_again(served: Served) -> None:
+    def ask() -> httpx.Response:
+        body = {"model": "served", "prompt": "sort 21", "max_tokens": 4, "ignore_eos": True}
+        return served.http.post("/v1/completions", json=body)
+
+    for process in served.run.called("VLLM::EngineCore")["VLLM::EngineCore"]:
+        process.kill()
+    answers = []
+    while not answers or answers[-1].status_code == 200 or len(answers) < 20:
+        answers.append(ask())
+        time.sleep(0.1)
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.status_code for answer in refused} == {503}, [told(answer) for answer in refused]
+    assert all(answer.headers["Retry-After"] for answer in refused)
+
+
 def test_it_stops_at_a_checkpoint(served: Served) -> None:
     answer = served.post("/stop", params={"timeout": 60})
     assert answer.status_code == 200, answer.text

@@ -45,13 +45,23 @@ class Injection:
             code = self.game.interrupt(signal.Signals[fault.victim])
             self._expect(incident, code, {"SIGINT": 130, "SIGKILL": -signal.SIGKILL}[fault.victim])
         elif fault.victim == "stop":
-            try:
-                self._expect(incident, self.game.stop(), 0)
-            except RuntimeError as error:
-                self.problems.append(str(error))
+            self._stop(incident)
         else:
             self._order(fault, draw, incident)
         return incident
+
+    def _stop(self, incident: Incident) -> None:
+        """Asked again while the run starts anew and says so."""
+        deadline = time.monotonic() + ORDER_S
+        while True:
+            try:
+                self._expect(incident, self.game.stop(), 0)
+                return
+            except RuntimeError as error:
+                if "starting anew" not in str(error) or time.monotonic() > deadline:
+                    self.problems.append(str(error))
+                    return
+            time.sleep(2)
 
     def _expect(self, incident: Incident, code: int, wanted: int) -> None:
         incident.told = f"exit code {code}, gone after {time.time() - incident.time:.1f} s"
@@ -106,7 +116,7 @@ class Injection:
                     incident.told += f"{path} {answer.status_code} "
                     return
                 said = answer.text[:200]
-                if answer.status_code != 503:
+                if answer.status_code not in (404, 503):  # 404: Ray Serve is there, the run is not yet
                     break
             except httpx.HTTPError as error:
                 said = f"{type(error).__name__}: {error}"

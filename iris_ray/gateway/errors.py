@@ -33,6 +33,11 @@ def error_response(
     return JSONResponse(error.model_dump(), status, headers)
 
 
+def unavailable(message: str) -> JSONResponse:
+    """Come again."""
+    return error_response(503, message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: which errors it may answer with."""
     return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}
@@ -59,5 +64,5 @@ def tell_errors(app: FastAPI) -> None:
         return error_response(400, str(error))
 
     @app.exception_handler(UnavailableError)
-    async def unavailable(_: Request, error: UnavailableError) -> JSONResponse:
-        return error_response(503, str(error), headers={"Retry-After": str(RETRY_AFTER_S)})
+    async def away(_: Request, error: UnavailableError) -> JSONResponse:
+        return unavailable(str(error))

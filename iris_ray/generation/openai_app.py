@@ -6,7 +6,8 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from starlette.types import Message
 from vllm.entrypoints.openai.chat_completion import api_router as chat
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -19,6 +20,13 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.lora.request import LoRARequest
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from iris_ray.gateway.errors import unavailable
+
+
+async def _engine_died(_: Request, error: Exception) -> JSONResponse:
+    return unavailable("The generator that was answering lost its engine, and is replaced. Ask again.")
 
 
 class OpenAIApp:
@@ -56,6 +64,7 @@ class OpenAIApp:
         for router in (models, completion, chat):
             router.attach_router(self._app)
         init_exception_handler(self._app)
+        self._app.exception_handler(EngineDeadError)(_engine_died)  # vLLM's looks for a server, to end it
         self._app.state.args = Namespace(log_error_stack=False)  # the part of a server's that is looked at
         self._app.state.openai_serving_models = self._models
         self._app.state.openai_serving_completion = self._completion
