@@ -44,7 +44,7 @@ def benchmark(
     concurrency: Annotated[int, typer.Option(min=1, help="Responses that an engine writes at a time.")] = 64,
     max_prompt_tokens: Count = 32,
     max_response_tokens: Count = 16,
-    exact_match: Annotated[float, typer.Option(min=0, max=1, help="Time until a model reaches this.")] = 0.8,
+    exact_match: Annotated[float, typer.Option(min=0, max=1, help="Time until a model reaches this.")] = 0.6,
     seed: int = 0,
 ) -> None:
     """Pairs a second, time to an exact match, memory, and what starts and boundaries cost."""
