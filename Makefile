@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	@$(BIN)/iris-ray run recipes/demo.yaml --set run.name=$(NAME) $(foreach setting,$(SET),--set $(setting))
 
 test: $(INSTALLED) check
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from actors.environment import learner_environment
 from iris_ray.config import Learner, RunConfig
@@ -79,18 +80,24 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process has all files that start Ray; the other begins with the rest, whole files too."""
-
     def place(item: pytest.Item) -> int:
         name = item.path.stem.removeprefix("test_")
         return RAY_FILES.index(name) if name in RAY_FILES else len(RAY_FILES)
 
-    for item in items:
-        starts_ray = place(item) < len(RAY_FILES)
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.path.stem))
     items.sort(key=place)  # else as they were
+
+
+class RayTogether(LoadFileScheduling):
+    """One process has all files that start Ray; the other begins with the rest, whole files too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if Path(file).stem.removeprefix("test_") in RAY_FILES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
+    return RayTogether(config, log)
 
 
 @pytest.fixture(scope="module")
