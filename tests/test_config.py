@@ -49,7 +49,9 @@ def test_an_unknown_section_is_refused_with_the_nearest_known_one():
 def test_an_unknown_setting_deep_inside_is_refused_with_those_there_are():
     message = refused(model={"scratch": {"hidden_sizes": 64, "xyz": 1}})
     assert "model.scratch.hidden_sizes: there is no such setting. Did you mean hidden_size?" in message
-    assert "model.scratch.xyz: there is no such setting. Known here: vocab_size, hidden_size," in message
+    assert (
+        "model.scratch.xyz: there is no such setting. Known here: vocab_size, padded_vocab_size," in message
+    )
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,10 @@ def resumed(killed: tuple[Path, str], copy: Path, temporary: Path) -> tuple[Path
 
 def events(run: Path) -> list[dict]:
     """What metrics.jsonl holds, without the times."""
-    return [{key: value for key, value in event.items() if key != "time"} for event in metric_events(run)]
+    return [
+        {key: value for key, value in event.items() if key != "time" and not key.endswith("_seconds")}
+        for event in metric_events(run)
+    ]
 
 
 def steps(run: Path) -> list[dict]:
