@@ -292,7 +292,7 @@ def test_a_browser_shows_the_live_page(served: Served, tmp_path: Path) -> None:
 
 def test_while_a_generator_is_replaced_visitors_are_told_to_come_again(served: Served) -> None:
     def ask() -> httpx.Response:
-        body = {"model": "served", "prompt": "sort 21", "max_tokens": 4, "ignore_eos": True}
+        body = {"model": "served", "prompt": "sort 21", "max_tokens": 4}
         return served.http.post("/v1/completions", json=body)
 
     for process in served.run.called("VLLM::EngineCore")["VLLM::EngineCore"]:
