@@ -1,14 +1,9 @@
 """Environment variables of the processes that compute."""
 
 import math
-import os
-import sys
-from pathlib import Path
 
 from iris_ray.config import Generation, Learner
-
-# Builds at run time (DeepSpeed's ops) look for ninja beside the interpreter.
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+from iris_ray.search_path import PATH
 
 CPU_LEARNER = {
     "DS_ACCELERATOR": "cpu",

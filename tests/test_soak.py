@@ -9,12 +9,12 @@ import pytest
 
 from benchmarks.kinds import kind_of
 from benchmarks.soak.faults import FAULTS, Planned, plan
-from benchmarks.soak.follower import Follower
 from benchmarks.soak.progress import Incident, Progress
 from benchmarks.soak.settings import recipe
 from benchmarks.soak.slopes import WARM_UP_S, slope
 from benchmarks.soak.visitors import Visit, settled, totals
 from iris_ray.config import RunConfig
+from iris_ray.tracking.follower import Follower
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_slopes_of_processes_that_come_and_go() -> None:
 
 def test_events_that_are_cut_off_are_not_told_twice(tmp_path) -> None:
     path = tmp_path / "metrics.jsonl"
-    follower = Follower(path)
+    follower = Follower(path, since=0.0)
     assert follower.new() == []
 
     def line(number: int, time: float) -> str:

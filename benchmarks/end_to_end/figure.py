@@ -10,6 +10,8 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from benchmarks.style import STYLE
+
 COLOURS = {
     "iteration": "tab:green",
     "online": "tab:olive",
@@ -18,9 +20,7 @@ COLOURS = {
     "generate_trl": "tab:orange",
 }
 
-mpl.rcParams.update(
-    {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-)
+mpl.rcParams.update(STYLE)
 
 
 def draw(result: Path, figure: Path) -> None:

@@ -1,6 +1,5 @@
 """A run of this service, as a user starts it."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ def play(settings: Settings, way: Way, dtype: str, start: Start, name: str) -> t
     program = Path(sys.executable).parent / "iris-ray"
     watched = watch([program, "run", recipe], start.folder / f"{name}.log", threads=1)
     folder = RunFolder(start.folder / name)
-    events = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    steps = [event for event in events if event["event"] == "step"]
+    steps = list(folder.read_metrics("step"))
     # It begins where the other ways do: with an engine that is ready to write.
-    begin = next(e["time"] for e in events if e["event"] == "generator" and e["state"] == "ready")
+    begin = next(e["time"] for e in folder.read_metrics("generator") if e["state"] == "ready")
     last = {step["iteration"]: step["time"] for step in steps}
     iterations = folder.read_summary()["iterations"]
     inside = sum(entry["seconds"] for entry in iterations)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import typer
 from matplotlib.axes import Axes
 
+from benchmarks.style import STYLE
 from iris_ray.contracts import PHASES
 from iris_ray.report.history import History, read_history
 from iris_ray.report.timeline import timeline
@@ -29,9 +30,7 @@ COLOURS = {
 }
 WRITING, LOADING = "tab:orange", "tab:red"
 
-mpl.rcParams.update(
-    {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-)
+mpl.rcParams.update(STYLE)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 

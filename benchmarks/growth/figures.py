@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from benchmarks.growth.results import Results, Row, load
 from benchmarks.growth.tables import TITLES
 from benchmarks.processes import KINDS
+from benchmarks.style import STYLE
 
 COLORS = dict(
     zip(KINDS, ("tab:blue", "tab:red", "tab:purple", "tab:green", "tab:orange", "tab:gray"), strict=True)
@@ -30,9 +31,7 @@ PANELS = (  # title; columns with label and colour
     ("peak private memory, MiB", {f"{kind}_mib": (kind, COLORS[kind]) for kind in KINDS}),
 )
 
-mpl.rcParams.update(
-    {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-)
+mpl.rcParams.update(STYLE)
 
 
 def draw(results: Results) -> list[Path]:

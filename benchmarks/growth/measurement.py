@@ -46,8 +46,8 @@ def measure(point: Point) -> tuple[Row, list[Row]]:
             # What `datasets` keeps of the rows goes with them, and no run finds another's.
             HF_DATASETS_CACHE=str(folder / "datasets"),
         )
-        steps = [event for event in _lines(RunFolder(folder / "run").metrics) if event["event"] == "step"]
-        told = _lines(store)
+        steps = list(RunFolder(folder / "run").read_metrics("step"))
+        told = [json.loads(line) for line in store.read_text().splitlines()]
     row = {
         "curve": point.curve,
         "value": point.value,
@@ -110,7 +110,3 @@ def _course(
 
 def _last(values: Sequence[Any], times: Sequence[float], until: float) -> Any:
     return values[max(0, bisect_right(times, until) - 1)]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.learner.curves import VALUES, Row, load
+from benchmarks.style import STYLE
 
 TITLES = {
     "length": "mean tokens of a sequence",
@@ -17,9 +18,7 @@ TITLES = {
 OURS, SCORING, PEER = "tab:green", "tab:olive", "tab:red"
 STYLES = {"bf16": "-", "fp32": ":"}
 
-mpl.rcParams.update(
-    {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-)
+mpl.rcParams.update(STYLE)
 
 
 def draw(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from benchmarks.method.cell import ITERATIONS, LEARNING_RATES
 from benchmarks.method.methods import METHODS
 from benchmarks.method.results import load
 from benchmarks.method.worlds import EARLY_WORLDS, WORLDS, build_world
+from benchmarks.style import STYLE
 
 BASELINE, ORDER_ONE = "SFT", "IRIS α=1"
 CURVES = {
@@ -32,9 +33,7 @@ ORDERS = {
     for per, c, style in (("token", 1.0, ":"), ("sequence", 0.5, "-"))
 }
 
-mpl.rcParams.update(
-    {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-)
+mpl.rcParams.update(STYLE)
 
 
 def write_report(results_path: Path) -> None:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from transformers import LlamaConfig
 
+from benchmarks.style import STYLE
 from iris_ray.config import RunConfig
 from iris_ray.planning.hardware import Hardware, MadeUpData
 from iris_ray.planning.of_recipe import make_planner
@@ -107,9 +108,7 @@ def load() -> list[Row]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    mpl.rcParams.update(
-        {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    )
+    mpl.rcParams.update(STYLE)
     figure, (rates, idle, busy) = plt.subplots(1, 3, figsize=(12, 3.4))
     for learner, style in zip(LEARNERS, ("-", ":"), strict=True):
         here = [row for row in rows if row["learner"] == learner]

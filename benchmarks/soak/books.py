@@ -1,11 +1,12 @@
 """Whether a run's ledger, its archive of pairs and its steps are exact."""
 
-import json
+from collections import Counter
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from benchmarks.soak.game import Run
+from iris_ray.run_folder import RunFolder
 
 
 def audit(run: Run) -> dict[str, Any]:
@@ -14,7 +15,8 @@ def audit(run: Run) -> dict[str, Any]:
     Every finished iteration must have each step once, its archive each prompt once, and the ledger must have
     committed all of them. A run that was stopped may have trained a round to its end and not yet closed it.
     """
-    summary = _json(run, "summary.json")
+    folder = RunFolder(run.folder)
+    summary = folder.read_summary()
     iterations = [entry["iteration"] for entry in summary.get("iterations", [])]
     ledger = summary.get("ledger") or {}
     wrong = []
@@ -30,10 +32,13 @@ def audit(run: Run) -> dict[str, Any]:
         wrong.append(f"ledger {ledger}: {' or '.join(map(str, sorted(expected)))} pairs were to be committed")
     if iterations != list(range(1, len(iterations) + 1)):
         wrong.append(f"finished iterations {iterations}")
+    numbers, trained = [], Counter[int]()
+    for step in folder.read_metrics("step"):
+        numbers.append(step["global_step"])
+        trained[step["iteration"]] += step["pairs"]
     for iteration in iterations:
-        wrong += _round(run, iteration)
-    steps = [(one["iteration"], one["step"], one["global_step"]) for one in _events(run, "step")]
-    if [number for *_, number in steps] != list(range(1, len(steps) + 1)):
+        wrong += _round(run, iteration, trained[iteration])
+    if numbers != list(range(1, len(numbers) + 1)):
         wrong.append("metrics.jsonl does not have every step once, in order")
     return {
         "run": run.folder.name,
@@ -47,10 +52,9 @@ def audit(run: Run) -> dict[str, Any]:
     }
 
 
-def _round(run: Run, iteration: int) -> list[str]:
+def _round(run: Run, iteration: int, trained: int) -> list[str]:
     ids = pq.read_table(run.folder / "samples" / f"iteration-{iteration:03d}.parquet", columns=["prompt_id"])
     prompts = ids["prompt_id"].to_pylist()
-    trained = sum(one["pairs"] for one in _events(run, "step") if one["iteration"] == iteration)
     wrong = []
     if not len(set(prompts)) == len(prompts) == run.prompts:
         wrong.append(
@@ -59,15 +63,3 @@ def _round(run: Run, iteration: int) -> list[str]:
     if trained != run.prompts:
         wrong.append(f"iteration {iteration}: trained on {trained} pairs, not {run.prompts}")
     return wrong
-
-
-def _json(run: Run, name: str) -> dict[str, Any]:
-    path = run.folder / name
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
-def _events(run: Run, kind: str) -> list[dict[str, Any]]:
-    path = run.folder / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == kind]

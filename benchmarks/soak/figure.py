@@ -9,13 +9,12 @@ import matplotlib.pyplot as plt
 
 from benchmarks.soak.progress import Incident
 from benchmarks.soak.sampling import FOLDER, LOGS, Sample
+from benchmarks.style import STYLE
 
 MOST = 9  # kinds with a colour of their own; the others are drawn in grey
 MARKS = {"kill": "tab:red", "hang": "tab:orange", "driver": "black", "order": "tab:blue"}
 
-mpl.rcParams.update(
-    {"svg.hashsalt": "iris-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-)
+mpl.rcParams.update(STYLE)
 
 
 def draw(samples: Sequence[Sample], incidents: Sequence[Incident], began: float, path: Path) -> None:

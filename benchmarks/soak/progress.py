@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.soak.follower import Event
-
 
 @dataclass
 class Incident:
@@ -59,7 +57,7 @@ class Progress:
         self.last_step = self.written = 0
         self.went_back = False
 
-    def take(self, event: Event) -> None:
+    def take(self, event: dict[str, Any]) -> None:
         kind, time = event["event"], event["time"]
         waiting = [one for one in self._own() if one.stepped is None and one.time < time]
         if kind == "step":

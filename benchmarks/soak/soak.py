@@ -7,7 +7,6 @@ from typing import Any
 
 from benchmarks.soak.books import audit
 from benchmarks.soak.faults import plan
-from benchmarks.soak.follower import Follower
 from benchmarks.soak.game import Game
 from benchmarks.soak.injection import Injection
 from benchmarks.soak.progress import Progress
@@ -15,6 +14,7 @@ from benchmarks.soak.sampling import Sampler
 from benchmarks.soak.settings import Settings
 from benchmarks.soak.visitors import Visitors, settled
 from iris_ray.run_folder import RunFolder
+from iris_ray.tracking.follower import Follower
 
 POLL_S = 0.3
 DEADLY = {f"{means} {victim}" for means in ("kill", "hang") for victim in ("generator", "engine")}
@@ -121,7 +121,7 @@ class Soak:
 
     def _begin(self, endless: bool) -> None:
         self._started(lambda: self.game.begin(endless))
-        self.follower = Follower(self.game.run.folder / "metrics.jsonl")
+        self.follower = Follower(RunFolder(self.game.run.folder).metrics, since=0.0)
         self.progress.prompts = self.game.run.prompts
         self.progress.begin_run(self.game.run.folder.name)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from deepspeed.comm.torch import build_shm_op
 
+from iris_ray.search_path import PATH
+
 # What torch compiles for one installation does not fit another.
 DEFAULT_FOLDER = Path.home() / ".cache" / "iris-ray" / hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
 
@@ -19,8 +21,7 @@ def load_compiled_op() -> None:
     file, and all that come later wait for ever. So nobody goes there without a lock that the kernel frees:
     who holds it knows that a file which is there was left behind.
     """
-    # Another ninja than the installation's would compile it anew, and so would that one the next time.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["PATH"] = PATH
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(DEFAULT_FOLDER)))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "iris-ray.lock").open("w") as lock:
