@@ -181,11 +181,12 @@ def _ports() -> Iterator[Finding]:
         if port not in listening:
             yield Finding(check, "ok", f"free for {use}")
             continue
-        taker = _command(listening[port])
+        pid = listening[port]
+        taker = _command(pid)
         if any(mark in taker for mark in ("/ray/", "ray::", "ray.util.")):
             yield Finding(check, "ok", f"{use}: taken by Ray itself, which runs here")
         else:
-            found = f"taken by {taker[:60] or 'a process of somebody else'}"
+            found = f"taken by process {pid}: {taker[:60]}" if pid else "taken by somebody else's process"
             yield Finding(check, "warning", found, f"{use} needs another one: {choice}.")
 
 

@@ -1,6 +1,7 @@
 """What the doctor finds, on this machine and on made-up ones."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_a_port_that_somebody_took_is_named_with_the_taker(monkeypatch, tmp_path
         taken.listen()
         finding = found(f"port {port}", tmp_path)
     assert finding.level == "warning"
-    assert "python" in finding.found
+    assert f"process {os.getpid()}: " in finding.found
     assert finding.fix == "Ray's head needs another one: ray start --port."
 
 
