@@ -36,6 +36,7 @@ class Checkpoints:
         self.resume_from = resume_from
         owner = f"{RunFolder(rank.config.folder).path} {rank.rank}"
         self.newest = ""
+        self.on_its_way: Path | None = None  # to storage; Ray Train deletes it once it is there
         self.prefix = f"iris-ray-checkpoint-{zlib.crc32(owner.encode()):08x}-"
         # A rank that was killed while it wrote one leaves it behind.
         for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):
@@ -45,7 +46,8 @@ class Checkpoints:
         """Write everything that decides the future, in the middle of a round or at its end.
 
         `next_version` is the one to be published next once the round is over. Returns when the checkpoint
-        lies on this node; the way into storage goes on beside training.
+        lies on this node; the way into storage goes on beside training, and the next one waits for its end.
+        Else they would pile up where storage, or Ray Train's taking note of them, is slower than training.
         """
         between = next_version is not None
         version = next_version
@@ -58,6 +60,9 @@ class Checkpoints:
 
     def _save(self, name: str, version: int, progress: RoundProgress, between: bool) -> None:
         iteration = progress.round.iteration
+        if before := self.on_its_way:
+            what = f"{self.newest} to reach the storage of checkpoints"
+            self.rank.wait_until(lambda: not before.exists(), what)
         folder = Path(tempfile.mkdtemp(prefix=self.prefix))
         plain = save_learner(self.rank.learner, None if between else progress, folder)
         actors = self._save_actors(folder) if self.rank.rank == 0 else {}
@@ -74,7 +79,7 @@ class Checkpoints:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
-        self.newest = name
+        self.newest, self.on_its_way = name, folder
         if self.rank.rank == 0:
             # Waited for: who ordered it is told its name once the order was obeyed.
             noted: Any = self.rank.controller.record_checkpoint.remote(name)

@@ -1,5 +1,6 @@
 """One rank of the learner among the run's actors."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -21,6 +22,8 @@ from iris_ray.round_buffer import Share
 if TYPE_CHECKING:
     from iris_ray.learner.learner_state import RoundProgress
     from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+PAUSE_S = 0.01  # between two looks
 
 
 class LearnerRank:
@@ -165,11 +168,20 @@ class LearnerRank:
         return answer[0]
 
     def wait(self, reference: ray.ObjectRef, what: str) -> Any:
+        """What `reference` stands for. Raises `ResourceError` after `run.wait_timeout_s`."""
         timeout = self.config.run.wait_timeout_s
         try:
             return ray.get(reference, timeout=timeout)
         except ray.exceptions.GetTimeoutError:
             self._late(what)
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """The same for what is no reference."""
+        deadline = time.monotonic() + self.config.run.wait_timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                self._late(what)
+            time.sleep(PAUSE_S)
 
     def _late(self, what: str) -> NoReturn:
         raise ResourceError(
