@@ -140,6 +140,15 @@ def test_what_was_measured_is_drawn_and_told_and_not_measured_again(tmp_path):
     assert {path.name for path in tmp_path.glob("*.svg")} == {"generators.svg", "iterations.svg"}
 
 
+def test_a_job_on_several_curves_is_measured_once(tmp_path):
+    results = Results(tmp_path)
+    results.add(row("length", 16), [])
+    options = ["--curves", "model,batch", "--values", "1,32", "--results", str(tmp_path)]
+    assert CliRunner().invoke(app, options).exit_code == 0
+    measured = [(r["curve"], r["value"], r["pairs_per_s"]) for r in load(results.points)]
+    assert measured == [("length", "16", "2.5"), ("model", "1", "2.5"), ("batch", "32", "2.5")]
+
+
 @pytest.mark.parametrize("options", [["--curves", "depth"], ["--values", "0"], ["--values", "a"]])
 def test_wrong_options_are_told_of(options):
     assert CliRunner().invoke(app, options).exit_code == 2

@@ -10,8 +10,9 @@ import pytest
 from benchmarks.kinds import kind_of
 from benchmarks.soak.faults import FAULTS, Planned, plan
 from benchmarks.soak.progress import Incident, Progress
-from benchmarks.soak.settings import recipe
+from benchmarks.soak.settings import Settings, recipe
 from benchmarks.soak.slopes import WARM_UP_S, slope
+from benchmarks.soak.verdict import reasons
 from benchmarks.soak.visitors import Visit, settled, totals
 from iris_ray.config import RunConfig
 from iris_ray.tracking.follower import Follower
@@ -77,6 +78,27 @@ def test_slopes_of_processes_that_come_and_go() -> None:
     short = slope([life(0, 600, 0)])
     assert short is not None
     assert not short.exceeds(1)  # not watched long enough to be judged
+
+
+def test_what_grows_fails_it_but_where_ray_has_a_bound_of_its_own() -> None:
+    grows = {"per_hour": 200.0, "error": 5.0, "lives": 1, "longest_s": 900.0}
+    flat = grows | {"per_hour": 20.0}
+
+    def kind(name: str, memory: dict, handles: dict | None) -> dict:
+        return {"kind": name, "memory_mib_per_hour": memory, "handles_per_hour": handles}
+
+    kinds = [kind("learner", grows, flat), kind("buffer", flat, None), kind("gcs", grows, grows)]
+    report = {"problems": [], "runs": [], "orphans": [], "kinds": kinds, "http": {"broken": 0}}
+    assert reasons(report, Settings()) == [
+        "learner: gains 200 ± 5 MiB an hour; 60 are allowed",
+        "gcs: gains 200 ± 5 file handles an hour; 30 are allowed",
+    ]
+    assert reasons(report, Settings(memory_margin=300, handles_margin=300)) == []
+    report |= {"orphans": ["ray::Generator 7"], "http": {"broken": 2, "requests": 9}}
+    assert reasons(report, Settings(memory_margin=300, handles_margin=300)) == [
+        "orphan: ray::Generator 7",
+        "2 of 9 requests were broken",
+    ]
 
 
 def test_events_that_are_cut_off_are_not_told_twice(tmp_path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from benchmarks.growth.figures import draw
 from benchmarks.growth.measurement import measure
-from benchmarks.growth.points import CURVES, Point, points
+from benchmarks.growth.points import CURVES, Job, Point, points
 from benchmarks.growth.results import Results, load
 from benchmarks.growth.tables import markdown
 from benchmarks.growth.trends import seconds, trends
@@ -55,15 +55,22 @@ def benchmark(
 
 
 def _measure(results: Results, wanted: list[Point]) -> list[str]:
-    """Returns what failed, one line each."""
-    known = {(row["curve"], int(row["value"])) for row in load(results.points)}
+    """Returns what failed, one line each. A job that stands on several curves is measured once."""
+    known = {(row["curve"], int(row["value"])): row for row in load(results.points)}
     todo = [point for point in wanted if (point.curve, point.value) not in known]
+    jobs: dict[Job, dict[str, Any]] = {
+        point.job: known[point.curve, point.value]
+        for point in points(list(CURVES), [])
+        if (point.curve, point.value) in known
+    }
     failures = []
     with errors.status("starting") as status:
         for number, point in enumerate(todo, 1):
             status.update(f"{number} of {len(todo)}: {point.curve} {point.value:,}")
             try:
-                results.add(*measure(point))
+                row, course = (jobs[point.job], []) if point.job in jobs else measure(point)
+                results.add(row | {"curve": point.curve, "value": point.value}, course)
+                jobs[point.job] = row
             except RuntimeError as failure:
                 failures.append(f"{point.curve} {point.value}: {failure}")
     return failures
