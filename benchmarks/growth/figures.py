@@ -49,7 +49,7 @@ def draw(results: Results) -> list[Path]:
 
 
 def _draw(rows: list[Row], title: str, path: Path) -> None:
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 3.2))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(14, 3.2))
     values = [int(row["value"]) for row in rows]
     for axis, (name, columns) in zip(axes, PANELS, strict=True):
         for column, (label, color) in columns.items():
@@ -71,7 +71,7 @@ def _draw(rows: list[Row], title: str, path: Path) -> None:
 
 
 def _draw_course(rows: list[Row], path: Path) -> None:
-    figure, (seconds, memory, store, handles) = plt.subplots(1, 4, figsize=(13, 3.2))
+    figure, (seconds, memory, store, handles) = plt.subplots(1, 4, figsize=(14, 3.2))
     numbers = [int(row["iteration"]) for row in rows]
     _line(seconds, numbers[1:], [float(row["seconds"]) for row in rows[1:]], "tab:blue", "")
     for kind in KINDS:
@@ -95,7 +95,7 @@ def _ends(axis: Axes, name: str, title: str) -> None:
     axis.set_title(name)
     axis.set_xlabel(title)
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
 def _short(value: int) -> str:
