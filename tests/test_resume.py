@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,8 @@ RECIPE: dict[str, Any] = {
     "checkpoint": {"every_steps": 4, "keep": 5},
 }
 STEPS = 2 * 7  # of an iteration
+# Each time that Ray Train looks at the learner it takes note of one checkpoint.
+LOOKS_EVERY_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 LEDGER = {"committed": 2 * PROMPTS, "lost": 0, "duplicated": 0}
 
 
@@ -66,10 +69,28 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def straight(folder: Path) -> Path:
-    """The run that nothing happens to."""
+def on_their_way() -> Counter[int]:
+    """How often so many checkpoints of the straight run were seen that did not lie in storage yet."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path, tmp_path_factory: pytest.TempPathFactory, on_their_way: Counter[int]) -> Path:
+    """The run that nothing happens to, but that Ray Train is slow to take note of its checkpoints."""
     config = RunConfig.from_dict(RECIPE | {"run": {"name": "straight", "folder": str(folder)}})
-    SelfPlay(config).run()
+    temporary, over = tmp_path_factory.mktemp("straight"), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            on_their_way[len(list(temporary.glob("iris-ray-checkpoint-*")))] += 1
+
+    watching = threading.Thread(target=watch, daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (own_temporary(temporary) | {LOOKS_EVERY_S: "1.5"}).items():
+            patch.setenv(name, value)
+        watching.start()
+        SelfPlay(config).run()
+    over.set()
     return config.folder
 
 
@@ -124,8 +145,7 @@ def own_temporary(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def killed(folder: Path, temporary: Path) -> tuple[Path, str]:
     """A run whose learner is killed twice in the first iteration, and every process in the second."""
-    # So often Ray Train takes note of checkpoints; by default every two seconds.
-    often = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+    often = {LOOKS_EVERY_S: "0.1"}
     run = play(RECIPE | {"run": {"name": "killed"}}, folder, **own_temporary(temporary), **often)
     victim = Victim(run, temporary)
     try:
@@ -234,6 +254,14 @@ def test_other_ranks_and_another_zero_stage_can_go_on(copy: Path, straight: Path
     weights = [load_file(run / "final" / "model.safetensors") for run in (copy, straight)]
     for name, weight in weights[1].items():
         torch.testing.assert_close(weights[0][name], weight, atol=1e-4, rtol=0)
+
+
+def test_checkpoints_do_not_pile_up_before_a_storage_that_is_slow(
+    straight: Path, on_their_way: Counter[int]
+) -> None:
+    assert on_their_way[0]
+    assert on_their_way[1]
+    assert max(on_their_way) == 1, on_their_way
 
 
 def test_the_last_checkpoint_is_the_final_model(straight: Path) -> None:
