@@ -10,9 +10,10 @@ import pytest
 from benchmarks.kinds import kind_of
 from benchmarks.soak.faults import FAULTS, Planned, plan
 from benchmarks.soak.progress import Incident, Progress
+from benchmarks.soak.sampling import Sample
 from benchmarks.soak.settings import Settings, recipe
-from benchmarks.soak.slopes import WARM_UP_S, slope
-from benchmarks.soak.verdict import reasons
+from benchmarks.soak.slopes import slope
+from benchmarks.soak.verdict import by_kind, reasons
 from benchmarks.soak.visitors import Visit, settled, totals
 from iris_ray.config import RunConfig
 from iris_ray.tracking.follower import Follower
@@ -59,13 +60,13 @@ def test_the_recipe_is_the_demo(tmp_path) -> None:
 
 
 def test_slopes_of_processes_that_come_and_go() -> None:
-    """Each has a level of its own and jumps while it warms up; all gain 36 an hour."""
+    """Each has a level of its own and jumps in the first half of its life; all gain 36 an hour."""
     rng = np.random.default_rng(0)
 
     def life(begin: float, seconds: float, level: float) -> tuple[np.ndarray, np.ndarray]:
         at = np.arange(begin, begin + seconds, 5.0)
         value = level + 0.01 * (at - begin) + rng.normal(0, 0.5, len(at))
-        return at, value - 500.0 * (at < begin + WARM_UP_S / 2)
+        return at, value - 500.0 * (at < begin + seconds / 3)
 
     lives = [life(0, 1500, 100), life(1500, 900, 400), life(2400, 100, 7)]
     found = slope(lives)
@@ -75,9 +76,19 @@ def test_slopes_of_processes_that_come_and_go() -> None:
     assert found.exceeds(30)
     assert not found.exceeds(36)
     assert slope(lives[2:]) is None
-    short = slope([life(0, 600, 0)])
+    short = slope([life(0, 800, 0)])
     assert short is not None
     assert not short.exceeds(1)  # not watched long enough to be judged
+
+
+def test_two_processes_of_one_number_are_two_lives() -> None:
+    def life(started: float, mib: float) -> list[Sample]:
+        times = np.arange(started, started + 900, 5.0)
+        return [Sample(at, "generator", 7, started, mib, mib, 9, 3) for at in times]
+
+    (row,) = by_kind([*life(0, 100), *life(2000, 500)])
+    assert row["lives"] == 2
+    assert row["memory_mib_per_hour"].per_hour == pytest.approx(0, abs=1e-6)
 
 
 def test_what_grows_fails_it_but_where_ray_has_a_bound_of_its_own() -> None:

@@ -51,23 +51,29 @@ class Injection:
         return incident
 
     def _stop(self, incident: Incident) -> None:
-        """Asked again while the run starts anew and says so."""
+        """Asked again while the run starts anew or has just ended, and says so."""
         deadline = time.monotonic() + ORDER_S
         while True:
             try:
                 self._expect(incident, self.game.stop(), 0)
                 return
             except RuntimeError as error:
-                if "starting anew" not in str(error) or time.monotonic() > deadline:
+                if self._finished():
+                    incident.told = "too late: it was through"
+                    return
+                asked_again = "starting anew" in str(error) or "does not play" in str(error)
+                if not asked_again or time.monotonic() > deadline:
                     self.problems.append(str(error))
                     return
             time.sleep(2)
 
     def _expect(self, incident: Incident, code: int, wanted: int) -> None:
         incident.told = f"exit code {code}, gone after {time.time() - incident.time:.1f} s"
-        through = code == 0 and RunFolder(self.game.run.folder).read_summary()["status"] == "finished"
-        if code != wanted and not through:
+        if code != wanted and not (code == 0 and self._finished()):
             self.problems.append(f"{incident.name}: exit code {code}, not {wanted}")
+
+    def _finished(self) -> bool:
+        return RunFolder(self.game.run.folder).read_summary().get("status") == "finished"
 
     def _victim(self, fault: Fault, draw: float, calm: bool) -> psutil.Process | None:
         """One of the kind; the newest while it is calm, so that the oldest is watched for long."""

@@ -20,13 +20,15 @@ SHARED, FOLDER, LOGS = "shared memory", "run folders", "Ray's folder"
 class Sample(NamedTuple):
     """`seconds` since the begin. `pss_mib`, `own_mib`: proportional and unique set size of a process.
 
-    Of what is no process (`pid` 0) `pss_mib` is its size: all that lies in /dev/shm of the machine, which is
-    Ray's object store and whatever others put there; the run folders; Ray's logs and sockets.
+    `started` in s since 1970: where so many die, numbers of processes come again. Of what is no process
+    (`pid` 0) `pss_mib` is its size: all that lies in /dev/shm of the machine, which is Ray's object store and
+    whatever others put there; the run folders; Ray's logs and sockets.
     """
 
     seconds: float
     kind: str
     pid: int
+    started: float
     pss_mib: float
     own_mib: float
     handles: int
@@ -51,15 +53,16 @@ class Sampler(threading.Thread):
                 with suppress(psutil.Error):
                     self.samples.append(_sample(process, seconds))
             for kind, measure in self._sizes().items():
-                self.samples.append(Sample(seconds, kind, 0, measure() / (1 << 20), 0.0, 0, 0))
+                self.samples.append(Sample(seconds, kind, 0, 0.0, measure() / (1 << 20), 0.0, 0, 0))
 
     def stop(self) -> None:
         """Also say of each process from its begin on what it turned out to be."""
         self.over.set()
         self.join()
-        known = {sample.pid: sample.kind for sample in self.samples}
+        known = {(sample.pid, sample.started): sample.kind for sample in self.samples}
         self.samples = [
-            sample._replace(kind=known[sample.pid]) if sample.pid else sample for sample in self.samples
+            sample._replace(kind=known[sample.pid, sample.started]) if sample.pid else sample
+            for sample in self.samples
         ]
 
     def _sizes(self) -> dict[str, Callable[[], float]]:
@@ -78,6 +81,7 @@ def _sample(process: psutil.Process, seconds: float) -> Sample:
             seconds,
             kind_of(process.cmdline()),
             process.pid,
+            process.create_time(),
             memory.pss / (1 << 20),
             memory.uss / (1 << 20),
             process.num_fds(),

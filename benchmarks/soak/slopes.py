@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WARM_UP_S = 120.0  # of each process's life, that says nothing
+WARM_UP = 0.5  # of each process's life says nothing: what fills up and stays is no leak
 SHORTEST_S = 300.0  # of a life after it, that counts
 JUDGED_S = 600.0  # of the longest such life, from which on a slope is held against a margin
 
 
 @dataclass(frozen=True)
 class Slope:
-    """`per_hour` with its standard error, over `lives` processes, each watched for `longest_s` at most."""
+    """`per_hour` with its standard error, over `lives` processes; the longest second half is `longest_s`."""
 
     per_hour: float
     error: float
@@ -27,12 +27,12 @@ class Slope:
 def slope(lives: Iterable[tuple[np.ndarray, np.ndarray]]) -> Slope | None:
     """Least squares over processes of one kind: one slope for all, a level for each.
 
-    `lives` has each process's times in s and values. The beginning of a life is left out, and who lived too
+    `lives` has each process's times in s and values. The first half of a life is left out, and who lived too
     short after it. `None` if nobody is left. The error takes samples as independent, so it is a lower bound.
     """
     times, values, longest, count = [], [], 0.0, 0
     for at, value in lives:
-        late = at >= at[0] + WARM_UP_S
+        late = at >= at[0] + WARM_UP * (at[-1] - at[0])
         at, value = at[late], value[late]
         if len(at) < 3 or at[-1] - at[0] < SHORTEST_S:
             continue

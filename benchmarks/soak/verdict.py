@@ -49,9 +49,9 @@ def _until(one: Incident, what: str, incidents: Sequence[Incident]) -> float | N
 def by_kind(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Of each kind: how many at a time, most memory of all together, and slopes of one process."""
     rows = []
-    lives: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    lives: dict[str, dict[tuple[int, float], list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
-        lives[sample.kind][sample.pid].append(sample)
+        lives[sample.kind][sample.pid, sample.started].append(sample)
     for kind, members in lives.items():
         if kind in (SHARED, FOLDER, LOGS):
             continue
