@@ -55,19 +55,23 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 # Two processes share the tests. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files that start Ray. One process of the suite has the first, where it matters when something happens; the
-# other has the last, after all that needs no Ray. More at a time would starve each other.
-FIRST = ["chaos", "resume", "generator_pool", "multi_node", "self_play", "gateway"]
-LAST = [
-    "generator_benchmark",
-    "job",
+# Files that start Ray, those that take longest first. Two runs at a time would starve each other.
+RAY_FILES = [
+    "chaos",
+    "resume",
+    "generator_pool",
+    "multi_node",
+    "self_play",
+    "gateway",
     "metrics",
+    "job",
     "online",
     "lora_run",
     "paper",
-    "sync_benchmark",
-    "generator",
     "room",
+    "generator",
+    "generator_benchmark",
+    "sync_benchmark",
     "doctor",
 ]
 
@@ -77,25 +81,23 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(FIRST, -len(FIRST))}
-    order |= {name: place for place, name in enumerate(LAST, 1)}
-    items.sort(key=lambda item: order.get(_subject(item.path), 0))  # else as they were
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return RAY_FILES.index(name) if name in RAY_FILES else len(RAY_FILES)
+
+    items.sort(key=place)  # else as they were
 
 
-class FilesTogether(LoadFileScheduling):
-    """A process has whole files, and one of them all that are `FIRST`."""
+class RayTogether(LoadFileScheduling):
+    """One process has all files that start Ray; the other begins with the rest, whole files too."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "first" if _subject(Path(file)) in FIRST else file
+        return "ray" if Path(file).stem.removeprefix("test_") in RAY_FILES else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
-    return FilesTogether(config, log)
-
-
-def _subject(file: Path) -> str:
-    return file.stem.removeprefix("test_")
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
+    return RayTogether(config, log)
 
 
 @pytest.fixture(scope="module")

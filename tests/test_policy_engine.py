@@ -7,14 +7,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from actors.environment import generator_environment
+from benchmarks.sessions import name_of
 from iris_ray import lora
 from iris_ray.config import RunConfig
-from iris_ray.errors import ConfigError, ParityError
+from iris_ray.errors import ConfigError, EngineError, ParityError
 from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.scratch.tokenizer import START, train_tokenizer
 from iris_ray.weights.buckets import pack_buckets, unpack_tensors
@@ -385,6 +387,29 @@ def test_greedy_answers_are_those_of_the_loaded_adapter(adapted: Running) -> Non
         answer = adapted.run(adapted.engine.generate(prompt, greedy=True))
         logits = model(torch.tensor([prompt + answer.tokens])).logits
         assert answer.tokens == logits.argmax(-1)[0, len(prompt) - 1 : -1].tolist()
+
+
+def test_an_engine_that_dies_while_it_is_asked_is_known_to_be_dead(tmp_path: Path) -> None:
+    others = engines()
+    with started(tmp_path, tiny_model(0, tied=True)) as running:
+        (process,) = engines() - others
+
+        async def ask() -> None:
+            await running.engine.check_alive()
+            process.suspend()
+            asked = asyncio.ensure_future(running.engine.check_alive())
+            await asyncio.sleep(2)
+            assert not asked.done()
+            process.kill()
+            await asyncio.wait_for(asked, 30)
+
+        with pytest.raises(EngineError, match="died"):
+            running.run(ask())
+
+
+def engines() -> set[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return {process for process in children if name_of(process) == "VLLM::EngineCore"}
 
 
 def test_on_cpu_the_adapter_is_added_for_the_tokens_that_ask_for_it() -> None:

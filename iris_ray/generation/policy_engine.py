@@ -42,6 +42,7 @@ LOGS = (
     "The reason stands in the log of its Generator actor: see the Ray dashboard, or "
     "/tmp/ray/session_latest/logs on its node."
 )
+LOOK_S = 0.5  # between two looks whether the engine lives while it is asked
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # settings that are called alike here and in vLLM
 # By `generation.in_flight`: vLLM's way to pause, and whether it clears its cache. Requests that are kept then
 # compute the keys and values of their tokens anew.
@@ -302,10 +303,18 @@ class PolicyEngine:
 
     async def check_alive(self) -> None:
         """Returns once the engine's process answers; raises `EngineError` if it died."""
+        question = asyncio.ensure_future(self._engine.is_sleeping())  # the cheapest: between two steps
         try:
-            await self._engine.is_sleeping()  # the cheapest question: it comes between two steps
+            # vLLM leaves a question without an answer if the process dies before it gives one.
+            while not (await asyncio.wait({question}, timeout=LOOK_S))[0] and not self._engine.errored:
+                pass
+            if not question.done():
+                raise EngineDeadError
+            await question
         except EngineDeadError:
             raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
+        finally:
+            question.cancel()
 
     def shutdown(self) -> None:
         # Its process has nothing to save: nobody waits while its interpreter takes seconds to end.
