@@ -1,7 +1,9 @@
 """Between generators and learner: leases out, written pairs in, batches out."""
 
 import asyncio
+from collections import deque
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import ray
@@ -16,6 +18,7 @@ from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, 
 from iris_ray.run_folder import RunFolder
 
 Places = list[tuple[int, StoredPair]]
+NEWEST = 16  # pairs that outlive their round, for who looks
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class SampleBuffer:
         self.attempt = 0
         self.going_back: dict[str, Any] = {}
         self.restored_pairs: dict[int, StoredPair] = {}
+        self.came_in: deque[StoredPair] = deque(maxlen=NEWEST)
         # Two, so that a pair that comes in does not wake a thousand generators that wait for work.
         lock = asyncio.Lock()
         self.work, self.pairs = asyncio.Condition(lock), asyncio.Condition(lock)
@@ -191,7 +195,9 @@ class SampleBuffer:
                 return
             for index, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
                 stored = StoredPair(chunk, index, pair.num_tokens, pair.oldest_version)
-                self.written_in_all += self.current.add(generator, position, stored)
+                if self.current.add(generator, position, stored):
+                    self.written_in_all += 1
+                    self.came_in.appendleft(stored)
             self.pairs.notify_all()
 
     async def share(self, step: int, rank: int, ranks: int) -> Share:
@@ -219,8 +225,8 @@ class SampleBuffer:
             return buffer.stored()
 
     async def newest(self, count: int) -> list[StoredPair]:
-        """Where up to `count` of the open round's pairs lie, those that came in last."""
-        return self.current.newest(count) if self.current else []
+        """Where up to `count` (of the last NEWEST) pairs lie, those that came in last, the newest first."""
+        return list(islice(self.came_in, count))
 
     async def close_round(self) -> LedgerCounts:
         """End the round and let go of its pairs; returns the books of the run so far."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -156,10 +155,6 @@ class RoundBuffer:
     def stored(self) -> list[StoredPair]:
         """All pairs written so far, in the round's order."""
         return list(self.by_position().values())
-
-    def newest(self, count: int) -> list[StoredPair]:
-        """Up to `count` of those that came in last, the newest first."""
-        return list(islice(reversed(self._stored.values()), count))
 
     def by_position(self) -> dict[int, StoredPair]:
         """The same with their positions: what a checkpoint keeps beside `state_dict`."""

@@ -107,6 +107,10 @@ def test_pairs_are_shown_as_texts(served: Served) -> None:
     pairs = served.wait_for(lambda: served.http.get("/pairs").json())
     assert all("<|im_start|>user\n" in pair["prompt"] for pair in pairs)
     assert all(pair["real"].endswith("<|im_end|>") for pair in pairs)
+    ends, shown = len(served.run.events("iteration")), []
+    while len(served.run.events("iteration")) < ends + 3:  # between two rounds as well
+        shown.append(len(served.http.get("/pairs").json()))
+    assert set(shown) == {len(pairs)}
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])
