@@ -89,8 +89,10 @@ def straight(folder: Path, tmp_path_factory: pytest.TempPathFactory, on_their_wa
         for name, value in (own_temporary(temporary) | {LOOKS_EVERY_S: "1.5"}).items():
             patch.setenv(name, value)
         watching.start()
-        SelfPlay(config).run()
-    over.set()
+        try:
+            SelfPlay(config).run()
+        finally:
+            over.set()
     return config.folder
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 WARM_UP = 0.5  # of each process's life says nothing: what fills up and stays is no leak
-SHORTEST_S = 300.0  # of a life after it, that counts
-JUDGED_S = 600.0  # of the longest such life, from which on a slope is held against a margin
+SHORTEST_S = 300.0  # of a second half that counts
+JUDGED_S = 600.0  # of the longest second half, from which on a slope is held against a margin
 
 
 @dataclass(frozen=True)

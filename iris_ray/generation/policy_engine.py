@@ -306,10 +306,9 @@ class PolicyEngine:
         question = asyncio.ensure_future(self._engine.is_sleeping())  # the cheapest: between two steps
         try:
             # vLLM leaves a question without an answer if the process dies before it gives one.
-            while not (await asyncio.wait({question}, timeout=LOOK_S))[0] and not self._engine.errored:
-                pass
-            if not question.done():
-                raise EngineDeadError
+            while not (await asyncio.wait({question}, timeout=LOOK_S))[0]:
+                if self._engine.errored:
+                    raise EngineDeadError
             await question
         except EngineDeadError:
             raise EngineError(f"the vLLM engine of a generator died. {LOGS}") from None
