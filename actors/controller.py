@@ -17,6 +17,8 @@ from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from iris_ray.data.inbox import Inbox
 
 
@@ -27,21 +29,16 @@ class Controller:
     Evaluation and archive of a round run beside its training and are over before it is closed.
     """
 
-    def __init__(self, config: RunConfig, model_path: str):
-        # Not above: whoever asks Ray for this actor imports this file too, and these take seconds.
-        from transformers import AutoTokenizer
-
-        from iris_ray.plugins import configured_objective
-
+    def __init__(
+        self, config: RunConfig, model_path: str, tokenizer: "PreTrainedTokenizerBase", has_order: bool
+    ):
+        """`has_order`: the objective has an order α, which is controlled."""
         self.config = config
         self.model_path = model_path
-        objective = configured_objective(config)
+        self.tokenizer = tokenizer
         self.game = Game(config)
         self.folder = RunFolder(config.folder)
-        self.records = Records(self.folder, config.alpha if objective.has_order else None)
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            model_path, trust_remote_code=config.model.trust_remote_code
-        )
+        self.records = Records(self.folder, config.alpha if has_order else None)
         holdout = load_split(self.folder.data, "holdout")
         self.held_out = HeldOut(config, self.folder, holdout, self.tokenizer)
         self.inbox = self._open_inbox()

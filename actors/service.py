@@ -12,6 +12,7 @@ from actors.controller import Controller
 from actors.failures import user_error
 from actors.generator_pool import GeneratorPool
 from actors.learner import start_learner
+from actors.remote_code import with_its_code
 from actors.room import give_back, reserved
 from actors.run_metrics import RunMetrics
 from actors.run_status import run_status
@@ -46,10 +47,15 @@ class Service:
         # What holds the run's state stays beside the driver, with which it ends anyhow. Ray would put actors
         # that ask for nothing on any node, also on a generators' node that is scaled down or lost.
         here: dict[str, Any] = {"label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
-        first = "initial" in configured_objective(config).responses
+        objective = configured_objective(config)
+        first = "initial" in objective.responses
         self.buffer = names.start(SampleBuffer, run, names.SAMPLE_BUFFER, config, first, **here)
         self.store = names.start(WeightStore, run, names.WEIGHT_STORE, **here)
-        self.controller = names.start(Controller, run, names.CONTROLLER, config, model_path, **here)
+        # Handed over: to load it anew, the controller would have to import all of transformers and torch.
+        tokenizer = with_its_code(prepared.tokenizer)
+        self.controller = names.start(
+            Controller, run, names.CONTROLLER, config, model_path, tokenizer, objective.has_order, **here
+        )
         self.pool = names.start(
             GeneratorPool,
             run,

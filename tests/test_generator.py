@@ -58,7 +58,8 @@ class Game:
             }
         )
         MODELS[0].save_pretrained(folder / "model")
-        train_tokenizer(["no text is made here"], 300).save_pretrained(folder / "model")
+        tokenizer = train_tokenizer(["no text is made here"], 300)
+        tokenizer.save_pretrained(folder / "model")
         data = RunFolder(self.config.folder).data
         rows = [
             {"prompt_id": i, "prompt_tokens": row[:30], "response_tokens": row[30:], "response_text": ""}
@@ -68,7 +69,8 @@ class Game:
         Dataset.from_list(rows[:1]).save_to_disk(data / "holdout")
         self.buffer = names.start(SampleBuffer, RUN, names.SAMPLE_BUFFER, self.config)
         self.store = names.start(WeightStore, RUN, names.WEIGHT_STORE)
-        self.controller = names.start(Controller, RUN, names.CONTROLLER, self.config, str(folder / "model"))
+        model = str(folder / "model")
+        self.controller = names.start(Controller, RUN, names.CONTROLLER, self.config, model, tokenizer, True)
         self.publish(0)
         environment = {"env_vars": generator_environment(self.config.generation)}
         self.generator = names.start(
