@@ -52,6 +52,9 @@ SECONDS = {"wait": 0.25, "forward": 0.5, "backward": 1.0}  # of a step
 # Before Ray is imported: some tests talk to clusters that other processes started.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+# Nobody announces that a node will be taken away: one process less for each learner that starts.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
 # Two processes share the tests. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
