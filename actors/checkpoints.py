@@ -14,6 +14,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from iris_ray.checkpoints import BEGINNING, CheckpointStorage, read_state, write_state
+from iris_ray.chunks import pack, unpack
 from iris_ray.game import Round
 from iris_ray.learner.learner_state import RoundProgress, load_learner, save_learner
 from iris_ray.refresh import newest_version
@@ -130,7 +131,9 @@ class Checkpoints:
             pairs = read_pairs(folder / name)
             while group := list(islice(pairs, ROW_GROUP)):
                 what = "the sample buffer to take in pairs of the checkpoint"
-                rank.wait(rank.buffer.restore_pairs.remote(group, name == INITIAL), what)
+                keys, members = zip(*group, strict=True)
+                taken: Any = rank.buffer.restore_pairs.remote(list(keys), pack(members), name == INITIAL)
+                rank.wait(taken, what)
         rank.wait(rank.buffer.restored.remote(), "the sample buffer to open the round again")
         if state["learner"]["round"]:
             round_ = Round(**state["learner"]["round"])
@@ -143,5 +146,5 @@ def _fetched(places: Iterable[tuple[int, StoredPair]]) -> Iterable[tuple[int, An
     for key, place in places:
         by_chunk.setdefault(place.chunk, []).append((key, place.index))
     for chunk, members in by_chunk.items():
-        pairs = ray.get(chunk)
+        pairs = unpack(ray.get(chunk))
         yield from ((key, pairs[index]) for key, index in members)

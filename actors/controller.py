@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors import names
+from iris_ray.chunks import unpack
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Order, StepReport, Update
 from iris_ray.data.splits import load_split
 from iris_ray.game import Game, Round
 from iris_ray.gap import PairMeans
 from iris_ray.held_out import HeldOut
+from iris_ray.plugins import load_plugins
 from iris_ray.records import Records
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import write_samples
@@ -33,6 +35,7 @@ class Controller:
         self, config: RunConfig, model_path: str, tokenizer: "PreTrainedTokenizerBase", has_order: bool
     ):
         """`has_order`: the objective has an order α, which is controlled."""
+        load_plugins(config)  # which may hold schedules, gap estimators and scorers
         self.config = config
         self.model_path = model_path
         self.tokenizer = tokenizer
@@ -191,9 +194,9 @@ class Controller:
         buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
         stored = await buffer.all_written.remote()
         self.records.round_written()
-        chunks = list(dict.fromkeys(pair.chunk for pair in stored))
+        chunks = map(ray.get, dict.fromkeys(pair.chunk for pair in stored))
         path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"
-        await asyncio.to_thread(write_samples, path, map(ray.get, chunks), self.tokenizer)
+        await asyncio.to_thread(write_samples, path, map(unpack, chunks), self.tokenizer)
 
     def record_step(self, report: StepReport, staleness: list[int], seconds: dict[str, float]) -> None:
         self.records.stepped(report, staleness, seconds)

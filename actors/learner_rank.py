@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from actors import names
 from actors.learner_events import Event, LearnerEvents
+from actors.stored_pairs import fetch
 from actors.weight_publishing import WeightPublisher
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair
@@ -191,11 +192,8 @@ class LearnerRank:
 
 
 def _fetch(share: Share) -> list[SelfPlayPair]:
-    chunks = list(dict.fromkeys(pair.chunk for pair in share.pairs + share.initial))
-    fetched = dict(zip(chunks, ray.get(chunks), strict=True))
-    pairs, initial = (
-        [fetched[pair.chunk][pair.index] for pair in stored] for stored in (share.pairs, share.initial)
-    )
+    fetched = fetch(share.pairs + share.initial)
+    pairs, initial = fetched[: len(share.pairs)], fetched[len(share.pairs) :]
     if not initial:
         return pairs
     return [

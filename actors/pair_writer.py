@@ -9,6 +9,7 @@ from itertools import groupby
 from ray.actor import ActorHandle
 
 from actors.sample_buffer import RoundKey, Task
+from iris_ray.chunks import pack
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.generation.delivery import delivery_pause
 from iris_ray.generation.in_flight import InFlight
@@ -56,8 +57,8 @@ class PairWriter:
                     break
                 if await self.use_version(lease.version) is None:
                     continue  # the run went back to a checkpoint
-                self.in_flight.enter(len(lease.tasks))
-                for task in lease.tasks:
+                self.in_flight.enter(len(lease.positions))
+                for task in lease.tasks():
                     tasks.create_task(self._write(lease.round, task))
 
     async def _write(self, round_: RoundKey, task: Task) -> None:
@@ -74,7 +75,7 @@ class PairWriter:
             began = time.monotonic()
             for key, members in groupby(items, lambda item: item[0]):
                 _, positions, pairs = zip(*members, strict=True)
-                await self.buffer.add.remote(self.name, key, positions, list(pairs))
+                await self.buffer.add.remote(self.name, key, list(positions), pack(pairs))
             pause = delivery_pause(time.monotonic() - began)
             for _ in items:
                 self.outbox.task_done()

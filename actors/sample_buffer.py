@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import ray
 
+from iris_ray.chunks import Chunk
 from iris_ray.config import RunConfig
-from iris_ray.contracts import Demonstration, SelfPlayPair
-from iris_ray.data.splits import demonstrations, load_split, load_train
+from iris_ray.contracts import Demonstration
+from iris_ray.data.splits import as_tables, demonstrations, load_split, load_train, read_rows
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
 from iris_ray.refresh import steps_between
@@ -43,11 +45,26 @@ class RoundKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Lease:
-    """Prompts of a round that a generator has promised to answer with weights `version`."""
+    """Prompts of a round that a generator has promised to answer with weights `version`.
+
+    For each of `positions` the row of its prompt, and which answer to it this is. `seed` is the run's.
+    """
 
     round: RoundKey
     version: int
-    tasks: list[Task]
+    seed: int
+    positions: list[int]
+    replicas: list[int]
+    rows: pa.Table
+
+    def tasks(self) -> list[Task]:
+        """Made by who does them: the buffer has many to serve."""
+        demonstrations_ = demonstrations(self.rows)
+        seeds = [
+            sampling_seed(self.seed, self.round.iteration, row.prompt_id, replica)
+            for row, replica in zip(demonstrations_, self.replicas, strict=True)
+        ]
+        return list(map(Task, self.positions, demonstrations_, seeds, self.replicas))
 
 
 @ray.remote(num_cpus=0)
@@ -59,7 +76,7 @@ class SampleBuffer:
 
     def __init__(self, config: RunConfig, compares_with_first: bool = False):
         self.config = config
-        self.train = load_split(RunFolder(config.folder).data, "train")
+        self.train = as_tables(load_split(RunFolder(config.folder).data, "train"))
         self.compares_with_first = compares_with_first
         self.initial: dict[int, StoredPair] = {}
         self.current: RoundBuffer | None = None
@@ -87,7 +104,7 @@ class SampleBuffer:
         seed = self.config.run.seed
         limit = self.config.schedule.prompts_per_iteration
         if self.config.data.inbox:
-            self.train = load_train(RunFolder(self.config.folder).data, round_.iteration)
+            self.train = as_tables(load_train(RunFolder(self.config.folder).data, round_.iteration))
         return RoundBuffer(
             round_,
             draw_prompts(len(self.train), limit, seed, round_.iteration, self.compares_with_first),
@@ -126,12 +143,10 @@ class SampleBuffer:
                 self.restored_pairs = self.current.by_position()
             self.current = None
 
-    async def restore_pairs(self, pairs: list[tuple[int, SelfPlayPair]], initial: bool) -> None:
+    async def restore_pairs(self, keys: list[int], chunk: Chunk, initial: bool) -> None:
         """Take in pairs of the checkpoint, by position, or by pair id those of the first iteration."""
-        chunk = ray.put([pair for _, pair in pairs])
         taken = self.initial if initial else self.restored_pairs
-        for index, (key, pair) in enumerate(pairs):
-            taken[key] = StoredPair(chunk, index, pair.num_tokens, pair.oldest_version)
+        taken.update(zip(keys, _put(chunk), strict=True))
 
     async def restored(self) -> None:
         """All pairs are there: open the round again, if one was."""
@@ -176,28 +191,21 @@ class SampleBuffer:
             self.work.notify_all()
 
     def _lease(self, buffer: RoundBuffer, positions: list[int]) -> Lease:
-        round_, seed = RoundKey(self.attempt, buffer.round.iteration), self.config.run.seed
-        prompt_ids, replicas = zip(*map(buffer.pair, positions), strict=True)
-        rows = demonstrations(self.train, prompt_ids)
-        tasks = [
-            Task(position, row, sampling_seed(seed, round_.iteration, row.prompt_id, replica), replica)
-            for position, replica, row in zip(positions, replicas, rows, strict=True)
-        ]
-        return Lease(round_, buffer.version, tasks)
+        round_ = RoundKey(self.attempt, buffer.round.iteration)
+        prompt_ids, replicas = map(list, zip(*map(buffer.pair, positions), strict=True))
+        rows = read_rows(self.train, prompt_ids)
+        return Lease(round_, buffer.version, self.config.run.seed, positions, replicas, rows)
 
-    async def add(
-        self, generator: str, round_: RoundKey, positions: list[int], pairs: list[SelfPlayPair]
-    ) -> None:
+    async def add(self, generator: str, round_: RoundKey, positions: list[int], chunk: Chunk) -> None:
         """Take in written pairs. Put from here, they outlive the generator that wrote them."""
-        chunk = ray.put(pairs)
+        stored = _put(chunk)
         async with self.pairs:
             if self.current is None or round_ != (self.attempt, self.current.round.iteration):
                 return
-            for index, (position, pair) in enumerate(zip(positions, pairs, strict=True)):
-                stored = StoredPair(chunk, index, pair.num_tokens, pair.oldest_version)
-                if self.current.add(generator, position, stored):
+            for position, pair in zip(positions, stored, strict=True):
+                if self.current.add(generator, position, pair):
                     self.written_in_all += 1
-                    self.came_in.appendleft(stored)
+                    self.came_in.appendleft(pair)
             self.pairs.notify_all()
 
     async def share(self, step: int, rank: int, ranks: int) -> Share:
@@ -248,7 +256,7 @@ class SampleBuffer:
     async def probe(self) -> list[list[int]]:
         """Token sequences whose log-probs learner and generators must agree on."""
         count = min(self.config.sync.probe_sequences, len(self.train))
-        rows = demonstrations(self.train, range(count))
+        rows = demonstrations(read_rows(self.train, range(count)))
         # vLLM scores a sequence only if one more token would fit behind it.
         return [(row.prompt_tokens + row.response_tokens)[: self.config.max_length - 1] for row in rows]
 
@@ -269,3 +277,10 @@ class SampleBuffer:
         if self.current is None:
             raise RuntimeError("no round is open")
         return self.current
+
+
+def _put(chunk: Chunk) -> list[StoredPair]:
+    """Into the object store, as this process's own; returns where each pair lies."""
+    content = ray.put(chunk.content)
+    sizes = zip(chunk.num_tokens, chunk.versions, strict=True)
+    return [StoredPair(content, index, tokens, version) for index, (tokens, version) in enumerate(sizes)]

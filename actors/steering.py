@@ -12,6 +12,7 @@ from ray.util import list_named_actors
 from actors import names
 from actors.cluster import connect
 from actors.run_status import run_status
+from actors.stored_pairs import fetch
 from iris_ray.contracts import Order, SelfPlayPair
 from iris_ray.errors import ConfigError, NotObeyedError, RunFolderError, UnavailableError
 from iris_ray.progress import folder_status, live_status, run_state
@@ -48,8 +49,7 @@ class LiveRun:
         """Those that were written last."""
         with self._answering():
             asked: Any = names.find(self.name, names.SAMPLE_BUFFER).newest.remote(count)
-            stored = ray.get(asked, timeout=TIMEOUT_S)
-            return [ray.get(pair.chunk, timeout=TIMEOUT_S)[pair.index] for pair in stored]
+            return fetch(ray.get(asked, timeout=TIMEOUT_S), TIMEOUT_S)
 
     def scale(self, count: int) -> None:
         """Have `count` generators. Returns at once: those that leave finish what they have."""

@@ -1,10 +1,13 @@
 """What a configuration names that plug-ins may have registered."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
-from iris_ray.objectives import Objective, build_objective
+
+if TYPE_CHECKING:
+    from iris_ray.objectives import Objective
 
 
 def load_plugins(config: RunConfig) -> None:
@@ -21,11 +24,13 @@ def load_plugins(config: RunConfig) -> None:
             ) from error
 
 
-def configured_objective(config: RunConfig, iteration: int = 1) -> Objective:
+def configured_objective(config: RunConfig, iteration: int = 1) -> "Objective":
     """The run's objective in `iteration`, be it a plug-in's.
 
     Raises `ConfigError` if there is none or an option is wrong.
     """
+    from iris_ray.objectives import build_objective  # imports torch, which who only loads plug-ins need not
+
     load_plugins(config)
     return build_objective(config.objective.name, **config.objective.options_in(iteration))
 

@@ -48,7 +48,7 @@ VICTIMS = {
     ("ray::GeneratorPool",): 1,
 }
 assert sum(VICTIMS.values()) == KILLS
-BURST = 17  # kills, before it may get somewhere
+BURST = 25  # kills, before it may get somewhere
 
 
 class Chaos:

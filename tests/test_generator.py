@@ -19,6 +19,7 @@ from actors.controller import Controller
 from actors.environment import generator_environment
 from actors.generator import Generator
 from actors.sample_buffer import SampleBuffer
+from actors.stored_pairs import fetch
 from actors.weight_publishing import put_buckets
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
@@ -110,7 +111,7 @@ class Game:
 
     def written(self) -> list[SelfPlayPair]:
         _, places, _ = ray.get(self.buffer.state.remote())
-        return [ray.get(place.chunk)[place.index] for _, place in places]
+        return fetch([place for _, place in places])
 
 
 @pytest.fixture(scope="module")

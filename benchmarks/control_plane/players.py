@@ -3,17 +3,18 @@
 import asyncio
 import random
 import time
+from collections import deque
 from typing import Any
 
 import psutil
 import ray
 
 from actors import names
-from actors.pair_writer import PairWriter
 from actors.sample_buffer import RoundKey, Task
 from benchmarks.control_plane.settings import RUN, Settings
+from iris_ray.chunks import pack
 from iris_ray.contracts import SelfPlayPair, VersionSpan
-from iris_ray.generation.in_flight import InFlight
+from iris_ray.generation.delivery import delivery_pause
 
 
 class TimedBuffer:
@@ -39,9 +40,62 @@ class TimedMethod:
         return answer
 
 
+class Player:
+    """A generator that writes `rate` pairs a second in its sleep, and no faster, however much it leased.
+
+    It leases and delivers by the service's rules, with as little work of its own as can be: the machine's
+    cores are for the buffer.
+    """
+
+    def __init__(self, name: str, settings: Settings, buffer: Any):
+        self.name = name
+        self.buffer = buffer
+        self.full = settings.concurrency
+        self.each = 1 / settings.rate
+        self.answer = list(range(settings.response_tokens))
+        self.spans = [VersionSpan(0, settings.response_tokens)]
+        self.under_way: deque[tuple[float, RoundKey, int, SelfPlayPair]] = deque()  # first: when it is due
+        self.leased = asyncio.Event()
+
+    async def play(self) -> None:
+        """Until the buffer is closed."""
+        delivery = asyncio.create_task(self._deliver())
+        due = time.monotonic()
+        # One engine-full waits, as a real one's does.
+        while lease := await self.buffer.lease.remote(self.name, self.full):
+            due = max(due, time.monotonic())
+            for task in lease.tasks():
+                due += self.each
+                self.under_way.append((due, lease.round, task.position, self._pair(task)))
+            self.leased.set()
+            await asyncio.sleep(due - self.full * self.each - time.monotonic())
+        delivery.cancel()
+
+    def _pair(self, task: Task) -> SelfPlayPair:
+        row = task.demonstration
+        return SelfPlayPair(
+            1, row.prompt_id, row.prompt_tokens, row.response_tokens, self.answer, "stop", 0, self.spans
+        )
+
+    async def _deliver(self) -> None:
+        pause = delivery_pause()
+        while True:
+            while not self.under_way:
+                self.leased.clear()
+                await self.leased.wait()
+            await asyncio.sleep(max(0.0, self.under_way[0][0] - time.monotonic()) + pause)
+            began = time.monotonic()
+            written = []
+            while self.under_way and self.under_way[0][0] <= began:
+                written.append(self.under_way.popleft())
+            _, rounds, positions, pairs = zip(*written, strict=True)
+            await self.buffer.add.remote(self.name, rounds[0], list(positions), pack(pairs))
+            pause = delivery_pause(time.monotonic() - began)
+
+
 @ray.remote(num_cpus=0)
 class Generators:
-    """`count` of them in one process. Each writes `rate` pairs a second, in its sleep."""
+    """Many of them in one process."""
 
     def __init__(self, settings: Settings, first: int, count: int):
         self.settings = settings
@@ -55,28 +109,10 @@ class Generators:
         return self.seconds
 
     async def _play(self, member: int) -> None:
-        buffer: Any = TimedBuffer(names.find(RUN, names.SAMPLE_BUFFER), self.seconds)
-        in_flight = InFlight()
-        engine = asyncio.Semaphore(self.settings.concurrency)  # what it works on at a time
-        mean = self.settings.concurrency / self.settings.rate
-
-        async def use_version(version: int) -> int:
-            return version
-
-        async def write(round_: RoundKey, task: Task) -> SelfPlayPair:
-            async with engine:
-                await asyncio.sleep(self.random.uniform(0.5, 1.5) * mean)
-            in_flight.leave()
-            row, length = task.demonstration, self.settings.response_tokens
-            spans = [VersionSpan(0, length)]
-            answer = list(range(length))
-            return SelfPlayPair(
-                1, row.prompt_id, row.prompt_tokens, row.response_tokens, answer, "stop", 0, spans
-            )
-
-        await asyncio.sleep(self.random.uniform(0, mean))  # they do not begin all at once
-        full = self.settings.concurrency
-        await PairWriter(f"generator-{member}", buffer, full, in_flight, use_version, write).play()
+        buffer = TimedBuffer(names.find(RUN, names.SAMPLE_BUFFER), self.seconds)
+        # They do not begin all at once.
+        await asyncio.sleep(self.random.uniform(0, self.settings.concurrency / self.settings.rate))
+        await Player(f"generator-{member}", self.settings, buffer).play()
 
 
 @ray.remote(num_cpus=0)

@@ -10,12 +10,14 @@ from typing import Any
 import ray
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 from actors import names
 from actors.controller import Controller
 from actors.environment import generator_environment
 from actors.generator import Generator
 from actors.sample_buffer import SampleBuffer
+from actors.stored_pairs import fetch
 from actors.weight_publishing import put_buckets
 from actors.weight_store import WeightStore
 from benchmarks.generator.block import Block
@@ -64,7 +66,10 @@ class Ours:
         model_path = str(folder / "model")
         self.buffer: Any = names.start(SampleBuffer, RUN, names.SAMPLE_BUFFER, self.config)
         self.store: Any = names.start(WeightStore, RUN, names.WEIGHT_STORE)
-        self.controller: Any = names.start(Controller, RUN, names.CONTROLLER, self.config, model_path)
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        self.controller: Any = names.start(
+            Controller, RUN, names.CONTROLLER, self.config, model_path, tokenizer, True
+        )
         weights = _weights(settings, self.config, ray.get(self.buffer.probe.remote()))
         ray.get(self.store.publish.remote(weights))
         name = names.generator(0)
@@ -106,10 +111,7 @@ class Ours:
         done, _ = ray.wait([written, self.playing])
         ray.get(done)
         seconds = time.perf_counter() - begin
-        stored = ray.get(written)
-        chunks = {pair.chunk: ray.get(pair.chunk) for pair in stored}
-        responses = [chunks[pair.chunk][pair.index].synthetic_tokens for pair in stored]
-        del chunks
+        responses = [pair.synthetic_tokens for pair in fetch(ray.get(written))]
         ray.get(self.buffer.close_round.remote())
         return Block(seconds, responses)
 

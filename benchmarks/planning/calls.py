@@ -19,6 +19,7 @@ from datasets import Dataset
 from actors.controller import Controller
 from actors.sample_buffer import RoundKey, SampleBuffer
 from actors.weight_store import WeightStore
+from iris_ray.chunks import pack
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, Update, VersionSpan
 from iris_ray.game import Round
@@ -70,7 +71,6 @@ def make_files(folder: Path, batch: int) -> RunConfig:
             "schedule": {"epochs": 1},
         }
     )
-    train_tokenizer(["no text is made here"], 300).save_pretrained(folder / "model")
     row = {"prompt_tokens": [1] * PROMPT, "response_tokens": [1] * RESPONSE, "response_text": ""}
     data = RunFolder(config.folder).data
     rows = [{"prompt_id": index} | row for index in range(PROMPTS)]
@@ -95,11 +95,11 @@ def buffer_calls(folder: Path, batch: int) -> dict[str, float]:
     large = (PROMPTS - MANY) // FULL
     found["lease_1"] = each(lambda _: buffer.lease.remote("a", 1), MANY)
     found["lease_many"] = each(lambda _: buffer.lease.remote("a", FULL), large)
-    found["add_1"] = each(lambda i: buffer.add.remote("a", key, [i], pairs(1)), MANY)
+    found["add_1"] = each(lambda i: buffer.add.remote("a", key, [i], pack(pairs(1))), MANY)
 
     def add(index: int) -> Any:
         first = MANY + index * FULL
-        return buffer.add.remote("a", key, range(first, first + FULL), pairs(FULL))
+        return buffer.add.remote("a", key, range(first, first + FULL), pack(pairs(FULL)))
 
     found["add_many"] = each(add, large)
     steps = min(MANY, MANY * 8 // batch, (MANY + large * FULL) // batch)
@@ -121,7 +121,8 @@ def other_calls(folder: Path) -> dict[str, float]:
     store: Any = WeightStore.remote()  # type: ignore[attr-defined]
     ray.get(store.publish.remote(WeightShare(0, 0, 1, [Bucket(None, [])], Probe([[1, 2]], [[0.0]]))))
     RunFolder(config.folder).samples.mkdir()
-    controller: Any = Controller.remote(config, str(config.model.path))  # type: ignore[attr-defined]
+    tokenizer = train_tokenizer(["no text is made here"], 300)
+    controller: Any = Controller.remote(config, "none", tokenizer, True)  # type: ignore[attr-defined]
     update = Update("generator-0", 0, 1.0, 0.1, 1e-6)
     ray.get(controller.record_update.remote(update))
     alive: list[Any] = [Alive.remote() for _ in range(2)]  # type: ignore[attr-defined]

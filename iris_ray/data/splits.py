@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from iris_ray.contracts import Demonstration
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
+
+COLUMNS = ["prompt_id", "prompt_tokens", "response_tokens"]
 
 
 def load_split(folder: Path, split: Literal["train", "holdout"]) -> "Dataset":
@@ -40,10 +43,19 @@ def added_folders(folder: Path, iteration: int) -> list[Path]:
     return [each for number, each in sorted(numbered) if number <= iteration]
 
 
-def demonstrations(split: "Dataset", indices: Sequence[int]) -> list[Demonstration]:
-    """Some rows of a split in the contract's form, read all at once: that is several times as fast."""
-    rows = split[list(indices)]
-    columns = (rows[name] for name in ("prompt_id", "prompt_tokens", "response_tokens"))
+def as_tables(split: "Dataset") -> "Dataset":
+    """A split whose rows come as Arrow tables, which cost a fraction of Python objects."""
+    return split.with_format("arrow", columns=COLUMNS)
+
+
+def read_rows(tables: "Dataset", indices: Sequence[int]) -> "pa.Table":
+    """Some rows, all at once."""
+    return tables[list(indices)].combine_chunks()  # else one for each row
+
+
+def demonstrations(rows: "pa.Table") -> list[Demonstration]:
+    """The contract's form of rows of a split."""
+    columns = (rows[name].to_pylist() for name in COLUMNS)
     return [Demonstration(*values) for values in zip(*columns, strict=True)]
 
 
