@@ -111,9 +111,9 @@ class LearnerRank:
                 progress.round = opened
             seconds = learner.stopwatch.lap()
             if self.rank == 0:
-                what = "the sample buffer to commit a step"
-                staleness = self.wait(self.buffer.commit.remote(step), what)
+                staleness = self.buffer.commit.remote(step)
                 self._recorded()
+                # Nobody waits here for the buffer: Ray gives its answer to the controller.
                 self.recording = self.controller.record_step.remote(result.report, staleness, seconds)
             progress.step += 1
             if self.refresh_every and progress.step % self.refresh_every == 0 and progress.step < steps:

@@ -58,8 +58,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Two processes share the tests. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files that start Ray, those that take longest first. Two runs at a time would starve each other.
-RAY_FILES = [
+# Files that play whole runs, or look at all that goes on on the machine; those that take longest first.
+# Two runs at a time would starve each other.
+RUN_FILES = [
     "chaos",
     "resume",
     "generator_pool",
@@ -72,9 +73,6 @@ RAY_FILES = [
     "lora_run",
     "paper",
     "room",
-    "generator",
-    "generator_benchmark",
-    "sync_benchmark",
     "doctor",
 ]
 
@@ -86,21 +84,21 @@ settings.load_profile("repeatable")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         name = item.path.stem.removeprefix("test_")
-        return RAY_FILES.index(name) if name in RAY_FILES else len(RAY_FILES)
+        return RUN_FILES.index(name) if name in RUN_FILES else len(RUN_FILES)
 
     items.sort(key=place)  # else as they were
 
 
-class RayTogether(LoadFileScheduling):
-    """One process has all files that start Ray; the other begins with the rest, whole files too."""
+class RunsTogether(LoadFileScheduling):
+    """One process has all files that play runs; the other begins with the rest, whole files too."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "ray" if Path(file).stem.removeprefix("test_") in RAY_FILES else file
+        return "runs" if Path(file).stem.removeprefix("test_") in RUN_FILES else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
-    return RayTogether(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RunsTogether:
+    return RunsTogether(config, log)
 
 
 @pytest.fixture(scope="module")
