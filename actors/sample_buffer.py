@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import ray
 
 from iris_ray.chunks import Chunk
@@ -55,7 +54,7 @@ class Lease:
     seed: int
     positions: list[int]
     replicas: list[int]
-    rows: pa.Table
+    rows: bytes
 
     def tasks(self) -> list[Task]:
         """Made by who does them: the buffer has many to serve."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from iris_ray.contracts import Demonstration
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 COLUMNS = ["prompt_id", "prompt_tokens", "response_tokens"]
@@ -48,14 +47,23 @@ def as_tables(split: "Dataset") -> "Dataset":
     return split.with_format("arrow", columns=COLUMNS)
 
 
-def read_rows(tables: "Dataset", indices: Sequence[int]) -> "pa.Table":
-    """Some rows, all at once."""
-    return tables[list(indices)].combine_chunks()  # else one for each row
+def read_rows(tables: "Dataset", indices: Sequence[int]) -> bytes:
+    """Some rows, all at once, as an Arrow stream: on their way nobody need look into them."""
+    import pyarrow as pa
+
+    rows = tables[list(indices)].combine_chunks()  # else a chunk for each row
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, rows.schema) as writer:
+        writer.write_table(rows)
+    return stream.getvalue().to_pybytes()
 
 
-def demonstrations(rows: "pa.Table") -> list[Demonstration]:
-    """The contract's form of rows of a split."""
-    columns = (rows[name].to_pylist() for name in COLUMNS)
+def demonstrations(rows: bytes) -> list[Demonstration]:
+    """The contract's form of what `read_rows` read."""
+    import pyarrow as pa
+
+    table = pa.ipc.open_stream(rows).read_all()
+    columns = (table[name].to_pylist() for name in COLUMNS)
     return [Demonstration(*values) for values in zip(*columns, strict=True)]
 
 
