@@ -11,6 +11,7 @@ import ray
 
 from actors import names
 from actors.sample_buffer import RoundKey, Task
+from actors.stored_pairs import fetch
 from benchmarks.control_plane.settings import RUN, Settings
 from iris_ray.chunks import pack
 from iris_ray.contracts import SelfPlayPair, VersionSpan
@@ -119,7 +120,7 @@ class Generators:
 class Learner:
     """Takes batch after batch, as fast as they come."""
 
-    async def play(self, seconds: float, warm_up: float) -> dict[str, float]:
+    def play(self, seconds: float, warm_up: float) -> dict[str, float]:
         """For so long after `warm_up` s; returns pairs a second, and how many waited at both ends."""
         buffer: Any = names.find(RUN, names.SAMPLE_BUFFER)
         began = time.monotonic()
@@ -127,14 +128,13 @@ class Learner:
         while (now := time.monotonic()) - began < warm_up + seconds:
             if not measured_from and now - began >= warm_up:
                 measured_from, pairs = now, 0
-                ahead = (await buffer.status.remote())["ahead"]
-            share = await buffer.share.remote(step, 0, 1)
-            for chunk in dict.fromkeys(stored.chunk for stored in share.pairs):
-                await chunk
-            await buffer.commit.remote(step)
+                ahead = ray.get(buffer.status.remote())["ahead"]
+            share = ray.get(buffer.share.remote(step, 0, 1))
+            fetch(share.pairs)
+            ray.get(buffer.commit.remote(step))
             pairs += len(share.pairs)
             step += 1
-        status = await buffer.status.remote()
+        status = ray.get(buffer.status.remote())
         return {
             "pairs_per_s": pairs / (now - measured_from),
             "ahead_before": ahead,

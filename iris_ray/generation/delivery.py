@@ -1,7 +1,7 @@
 """How long a generator lets pairs come together before it delivers them."""
 
 LEAST_S, MOST_S = 0.1, 5.0
-TIMES = 10
+TIMES = 30
 
 
 def delivery_pause(took: float = 0.0) -> float:
