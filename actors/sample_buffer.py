@@ -11,7 +11,7 @@ import ray
 from iris_ray.chunks import Chunk
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Demonstration
-from iris_ray.data.splits import as_tables, demonstrations, load_split, load_train, read_rows
+from iris_ray.data.splits import as_tables, demonstrations, load_split, load_train, pack_rows
 from iris_ray.game import Round
 from iris_ray.ledger import LedgerCounts
 from iris_ray.refresh import steps_between
@@ -192,7 +192,7 @@ class SampleBuffer:
     def _lease(self, buffer: RoundBuffer, positions: list[int]) -> Lease:
         round_ = RoundKey(self.attempt, buffer.round.iteration)
         prompt_ids, replicas = map(list, zip(*map(buffer.pair, positions), strict=True))
-        rows = read_rows(self.train, prompt_ids)
+        rows = pack_rows(self.train, prompt_ids)
         return Lease(round_, buffer.version, self.config.run.seed, positions, replicas, rows)
 
     async def add(self, generator: str, round_: RoundKey, positions: list[int], chunk: Chunk) -> None:
@@ -255,7 +255,7 @@ class SampleBuffer:
     async def probe(self) -> list[list[int]]:
         """Token sequences whose log-probs learner and generators must agree on."""
         count = min(self.config.sync.probe_sequences, len(self.train))
-        rows = demonstrations(read_rows(self.train, range(count)))
+        rows = demonstrations(pack_rows(self.train, range(count)))
         # vLLM scores a sequence only if one more token would fit behind it.
         return [(row.prompt_tokens + row.response_tokens)[: self.config.max_length - 1] for row in rows]
 

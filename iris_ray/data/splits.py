@@ -47,7 +47,7 @@ def as_tables(split: "Dataset") -> "Dataset":
     return split.with_format("arrow", columns=COLUMNS)
 
 
-def read_rows(tables: "Dataset", indices: Sequence[int]) -> bytes:
+def pack_rows(tables: "Dataset", indices: Sequence[int]) -> bytes:
     """Some rows, all at once, as an Arrow stream: on their way nobody need look into them."""
     import pyarrow as pa
 
@@ -59,7 +59,7 @@ def read_rows(tables: "Dataset", indices: Sequence[int]) -> bytes:
 
 
 def demonstrations(rows: bytes) -> list[Demonstration]:
-    """The contract's form of what `read_rows` read."""
+    """The contract's form of what `pack_rows` read."""
     import pyarrow as pa
 
     table = pa.ipc.open_stream(rows).read_all()
