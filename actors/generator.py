@@ -9,11 +9,11 @@ import ray
 
 from actors import names
 from actors.pair_writer import PairWriter
-from actors.sample_buffer import RoundKey, Task
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Answer, Demonstration, Question, SelfPlayPair
 from iris_ray.generation.cores import OwnCores
 from iris_ray.generation.in_flight import InFlight
+from iris_ray.leases import RoundKey, Task
 from iris_ray.weights.manifest import WeightManifest, WeightsLost
 
 if TYPE_CHECKING:

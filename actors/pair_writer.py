@@ -8,11 +8,11 @@ from itertools import groupby
 
 from ray.actor import ActorHandle
 
-from actors.sample_buffer import RoundKey, Task
 from iris_ray.chunks import pack
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.generation.delivery import delivery_pause
 from iris_ray.generation.in_flight import InFlight
+from iris_ray.leases import RoundKey, Task
 
 
 class PairWriter:

@@ -2,68 +2,24 @@
 
 import asyncio
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
 from iris_ray.chunks import Chunk
 from iris_ray.config import RunConfig
-from iris_ray.contracts import Demonstration
 from iris_ray.data.splits import as_tables, demonstrations, load_split, load_train, pack_rows
 from iris_ray.game import Round
+from iris_ray.leases import Lease, RoundKey
 from iris_ray.ledger import LedgerCounts
 from iris_ray.refresh import steps_between
-from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts, sampling_seed
+from iris_ray.round_buffer import RoundBuffer, Share, StoredPair, draw_prompts
 from iris_ray.run_folder import RunFolder
 
 Places = list[tuple[int, StoredPair]]
 NEWEST = 16  # pairs that outlive their round, for who looks
-
-
-@dataclass(frozen=True)
-class Task:
-    """One prompt to answer; `seed` makes the answer independent of who writes it.
-
-    `replica` counts the answers to the same prompt from 0.
-    """
-
-    position: int
-    demonstration: Demonstration
-    seed: int
-    replica: int = 0
-
-
-class RoundKey(NamedTuple):
-    """Names a round: an iteration is played again when the run goes back to a checkpoint."""
-
-    attempt: int
-    iteration: int
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Prompts of a round that a generator has promised to answer with weights `version`.
-
-    For each of `positions` the row of its prompt, and which answer to it this is. `seed` is the run's.
-    """
-
-    round: RoundKey
-    version: int
-    seed: int
-    positions: list[int]
-    replicas: list[int]
-    rows: bytes
-
-    def tasks(self) -> list[Task]:
-        """Made by who does them: the buffer has many to serve."""
-        demonstrations_ = demonstrations(self.rows)
-        seeds = [
-            sampling_seed(self.seed, self.round.iteration, row.prompt_id, replica)
-            for row, replica in zip(demonstrations_, self.replicas, strict=True)
-        ]
-        return list(map(Task, self.positions, demonstrations_, seeds, self.replicas))
 
 
 @ray.remote(num_cpus=0)

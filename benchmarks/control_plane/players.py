@@ -10,12 +10,12 @@ import psutil
 import ray
 
 from actors import names
-from actors.sample_buffer import RoundKey, Task
 from actors.stored_pairs import fetch
 from benchmarks.control_plane.settings import RUN, Settings
 from iris_ray.chunks import pack
 from iris_ray.contracts import SelfPlayPair, VersionSpan
 from iris_ray.generation.delivery import delivery_pause
+from iris_ray.leases import RoundKey, Task
 
 
 class TimedBuffer:

@@ -17,12 +17,13 @@ import ray
 from datasets import Dataset
 
 from actors.controller import Controller
-from actors.sample_buffer import RoundKey, SampleBuffer
+from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.chunks import pack
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, Update, VersionSpan
 from iris_ray.game import Round
+from iris_ray.leases import RoundKey
 from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.tokenizer import train_tokenizer
 from iris_ray.weights.manifest import Bucket, Probe
