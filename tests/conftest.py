@@ -20,6 +20,7 @@ from iris_ray.contracts import SelfPlayPair, VersionSpan
 from iris_ray.gap import PairMeans
 
 if TYPE_CHECKING:
+    from served import Served
     from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 VOCABULARY = 64
@@ -59,22 +60,22 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that play whole runs, or look at all that goes on on the machine; those that take longest first.
-# Two runs at a time would starve each other.
+# Two of them at a time would starve each other.
 RUN_FILES = [
     "chaos",
     "resume",
     "generator_pool",
     "multi_node",
     "self_play",
-    "gateway",
     "metrics",
+    "gateway",  # stops the run that both look at
     "job",
-    "online",
-    "lora_run",
-    "paper",
     "room",
     "doctor",
 ]
+# Short runs where nothing looks at the time. They go first of the rest, beside the run that is killed again
+# and again.
+SHORT_RUN_FILES = ["online", "lora_run", "paper"]
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -82,9 +83,11 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = RUN_FILES + SHORT_RUN_FILES
+
     def place(item: pytest.Item) -> int:
         name = item.path.stem.removeprefix("test_")
-        return RUN_FILES.index(name) if name in RUN_FILES else len(RUN_FILES)
+        return order.index(name) if name in order else len(order)
 
     items.sort(key=place)  # else as they were
 
@@ -110,6 +113,30 @@ def own_ray() -> Iterator[None]:
     with TemporaryDirectory(dir="/tmp") as temporary, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", temporary)
         yield
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """This process is in a cluster already, one without a dashboard, when a run begins."""
+    import ray
+
+    from actors import names
+
+    ray.init(namespace=names.NAMESPACE, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Served"]:
+    from served import Served
+
+    served = Served(tmp_path_factory.mktemp("runs"))
+    try:
+        served.wait_until_it_trains()
+        yield served
+    finally:
+        served.kill()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,64 +14,13 @@ import httpx
 import openai
 import pytest
 import schemathesis
-from conftest import made_model
 from hypothesis import given, settings
-from run_process import play
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from served import BODY_KIB, LONGEST, MOST, PROMPTS, Served
 
 from actors.steering import live_run
 
-LONGEST, MOST, BODY_KIB = 12, 3, 8
-PROMPTS = 600
-RECIPE = {
-    "run": {"name": "served"},
-    "model": made_model(warmup_steps=20),
-    "data": {
-        "sort_digits": {"examples": PROMPTS, "min_digits": 2, "max_digits": 4},
-        "holdout": 8,
-        "max_prompt_tokens": 64,
-        "max_response_tokens": LONGEST,
-    },
-    "schedule": {"iterations": 100_000, "epochs": 1},
-    "generation": {"num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "max_ahead": 64},
-    "learner": {"num_cpus": 0.5, "batch_size": 40, "learning_rate": 1e-4},
-    "evaluation": {"prompts": 8},
-}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-class Served:
-    """A run with a gateway."""
-
-    def __init__(self, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        gateway = {"port": port, "max_requests": MOST, "max_body_kib": BODY_KIB}
-        data = RECIPE["data"] | {"inbox": str(folder / "inbox")}
-        self.run = play(RECIPE | {"gateway": gateway, "data": data}, folder)
-        self.folder = self.run.folder
-        self.wait_for = self.run.wait_for
-        self.wait_for(lambda: self.run.events("step"))
-        self.token = (self.folder / "gateway.token").read_text().strip()
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
-
-    def post(self, path: str, **options: Any) -> httpx.Response:
-        return self.http.post(path, headers={"Authorization": f"Bearer {self.token}"}, **options)
-
-    def steps(self) -> int:
-        return len(self.run.events("step"))
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("runs"))
-    try:
-        yield served
-    finally:
-        served.run.kill()
 
 
 def told(answer: httpx.Response) -> str:

@@ -129,7 +129,7 @@ def test_the_buffer_goes_back_to_the_round_that_it_had(begun: Begun) -> None:
         buffer = buffer_class(begun.config)
         await buffer.open_round(Round(2, 1, 1.0, 0.0, ""))
         lease = await buffer.lease("generator-0", FIRST)
-        asked = [task.demonstration.prompt_id for task in lease.tasks]
+        asked = [task.demonstration.prompt_id for task in lease.tasks()]
         state, _, _ = await buffer.state()
         begun.put("b.jsonl", pair("9 8"))
         begun.opened().take_in(3)
@@ -140,7 +140,7 @@ def test_the_buffer_goes_back_to_the_round_that_it_had(begun: Begun) -> None:
         await again.restored()
         assert again.current.ledger.size == FIRST + 3
         lease = await again.lease("generator-0", FIRST)
-        assert [task.demonstration.prompt_id for task in lease.tasks] == asked
+        assert [task.demonstration.prompt_id for task in lease.tasks()] == asked
 
     asyncio.run(play())
 

@@ -53,7 +53,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(start: Path) -> tuple[Path, dict]:
+def run(ray_here: None, start: Path) -> tuple[Path, dict]:
     """All paths are relative, as in most recipes: actors work in other folders."""
     runs = start.parent.parent
     config = RunConfig.from_dict(

@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,28 +12,16 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import made_model, metric_events
+from conftest import metric_events
 from ray.util.state import list_actors
-from run_process import WAIT_S, play
+from run_process import WAIT_S
+from served import RECIPE, Served
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from iris_ray.metrics import METRICS, tables
 
 ROOT = Path(__file__).parents[1]
 GRAFANA = ROOT / "cluster" / "grafana"
-RECIPE = {
-    "run": {"name": "live"},
-    "model": made_model(warmup_steps=20),
-    "data": {
-        "sort_digits": {"examples": 200, "min_digits": 2, "max_digits": 4},
-        "holdout": 8,
-        "max_prompt_tokens": 32,
-        "max_response_tokens": 12,
-    },
-    "schedule": {"iterations": 100_000, "epochs": 1},
-    "generation": {"num_cpus": 0.25, "enforce_eager": True, "concurrency": 16, "engine_metrics": True},
-    "learner": {"num_cpus": 0.5, "batch_size": 40, "learning_rate": 1e-3},
-}
 ROLES = ("controller", "sample-buffer", "weight-store", "generator-pool", "generator-0")
 
 
@@ -47,26 +34,14 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def ray_folder() -> Iterator[Path]:
-    """Where Ray says which nodes to scrape. Short, as paths of sockets must be."""
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+def run(served: Served) -> Path:
+    """Its folder, once an iteration is over."""
+    served.wait_for(lambda: served.run.events("iteration"))
+    return served.folder
 
 
 @pytest.fixture(scope="module")
-def run(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a run that goes on until the end of this module."""
-    often = {"RAY_TMPDIR": str(ray_folder), "RAY_metrics_report_interval_ms": "1000"}
-    run = play(RECIPE, tmp_path_factory.mktemp("runs"), **often)
-    try:
-        run.wait_for(lambda: run.events("iteration"))
-        yield run.folder
-    finally:
-        run.kill()
-
-
-@pytest.fixture(scope="module")
-def prometheus(run: Path, ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prometheus(served: Served, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a Prometheus with the configuration of cluster/, but for Ray's folder and more often."""
     program = shutil.which("prometheus")
     if program is None:
@@ -74,7 +49,7 @@ def prometheus(run: Path, ray_folder: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("prometheus")
     text = (ROOT / "cluster" / "prometheus.yaml").read_text()
     configuration = folder / "prometheus.yaml"
-    configuration.write_text(text.replace("/tmp/ray/", f"{ray_folder}/ray/").replace("10s", "1s"))
+    configuration.write_text(text.replace("/tmp/ray/", f"{served.ray_folder}/ray/").replace("10s", "1s"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -124,7 +99,7 @@ def test_the_dashboard_is_what_its_program_makes() -> None:
 
 def test_every_query_of_the_dashboard_returns_data(prometheus: str) -> None:
     queries = [target["expr"] for panel in panels() for target in panel.get("targets", [])]
-    wanted = [each.replace("$run", "live").replace("$__rate_interval", "10s") for each in queries]
+    wanted = [each.replace("$run", "served").replace("$__rate_interval", "10s") for each in queries]
     assert len(wanted) > 30
 
     def missing() -> list[str]:
@@ -139,7 +114,7 @@ def test_every_query_of_the_dashboard_returns_data(prometheus: str) -> None:
 def test_every_metric_is_there_as_it_is_documented(prometheus: str) -> None:
     for metric in [each for metrics in METRICS.values() for each in metrics]:
         name = f"ray_{metric.name}"
-        series = wait_for(lambda name=name: query(prometheus, f'{name}{{run="live"}}'), name)
+        series = wait_for(lambda name=name: query(prometheus, f'{name}{{run="served"}}'), name)
         assert all(set(metric.labels) <= set(each["metric"]) for each in series)
         family = name.removesuffix("_total")  # as Prometheus calls it
         (told,) = ask(prometheus, "metadata", metric=family)[family]
@@ -162,7 +137,7 @@ def test_metrics_tell_what_the_run_does(prometheus: str, run: Path) -> None:
 def test_actors_have_names_in_the_dashboard(run: Path) -> None:
     cluster = json.loads((run / "cluster.json").read_text())["address"]
     actors = list_actors(cluster, filters=[("state", "=", "ALIVE")])
-    assert {f"live/{role}" for role in ROLES} <= {actor.name for actor in actors}
+    assert {f"served/{role}" for role in ROLES} <= {actor.name for actor in actors}
 
 
 def test_tensorboard_has_its_curves(run: Path) -> None:

@@ -31,7 +31,9 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module", params=["continue"])  # test_in_flight has the other ways
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+def run(
+    ray_here: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict]:
     config = RunConfig.from_dict(
         RECIPE
         | {"run": {"name": "online", "folder": str(tmp_path_factory.mktemp("runs"))}}

@@ -126,7 +126,7 @@ def test_every_recipe_stands_in_the_docs() -> None:
 
 @pytest.fixture(scope="module", params=TWINS, ids="-".join)
 def twin(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ray_here: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, dict[str, Any], Path, dict[str, Any]]:
     """Architecture, what the dry run told, the run's folder and its summary."""
     model, method = request.param

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from functools import cache
 from typing import Any
 
 import psutil
@@ -12,10 +13,10 @@ import ray
 from actors import names
 from actors.stored_pairs import fetch
 from benchmarks.control_plane.settings import RUN, Settings
-from iris_ray.chunks import pack
+from iris_ray.chunks import Chunk, pack
 from iris_ray.contracts import SelfPlayPair, VersionSpan
 from iris_ray.generation.delivery import delivery_pause
-from iris_ray.leases import RoundKey, Task
+from iris_ray.leases import RoundKey
 
 
 class TimedBuffer:
@@ -44,8 +45,8 @@ class TimedMethod:
 class Player:
     """A generator that writes `rate` pairs a second in its sleep, and no faster, however much it leased.
 
-    It leases and delivers by the service's rules, with as little work of its own as can be: the machine's
-    cores are for the buffer.
+    It leases and delivers by the service's rules, and does nothing else: the machine's cores are for the
+    buffer, which does not look into pairs either.
     """
 
     def __init__(self, name: str, settings: Settings, buffer: Any):
@@ -53,9 +54,8 @@ class Player:
         self.buffer = buffer
         self.full = settings.concurrency
         self.each = 1 / settings.rate
-        self.answer = list(range(settings.response_tokens))
-        self.spans = [VersionSpan(0, settings.response_tokens)]
-        self.under_way: deque[tuple[float, RoundKey, int, SelfPlayPair]] = deque()  # first: when it is due
+        self.settings = settings
+        self.under_way: deque[tuple[float, RoundKey, int]] = deque()  # when it is due, and its place
         self.leased = asyncio.Event()
 
     async def play(self) -> None:
@@ -65,18 +65,12 @@ class Player:
         # One engine-full waits, as a real one's does.
         while lease := await self.buffer.lease.remote(self.name, self.full):
             due = max(due, time.monotonic())
-            for task in lease.tasks():
+            for position in lease.positions:
                 due += self.each
-                self.under_way.append((due, lease.round, task.position, self._pair(task)))
+                self.under_way.append((due, lease.round, position))
             self.leased.set()
             await asyncio.sleep(due - self.full * self.each - time.monotonic())
         delivery.cancel()
-
-    def _pair(self, task: Task) -> SelfPlayPair:
-        row = task.demonstration
-        return SelfPlayPair(
-            1, row.prompt_id, row.prompt_tokens, row.response_tokens, self.answer, "stop", 0, self.spans
-        )
 
     async def _deliver(self) -> None:
         pause = delivery_pause()
@@ -89,9 +83,22 @@ class Player:
             written = []
             while self.under_way and self.under_way[0][0] <= began:
                 written.append(self.under_way.popleft())
-            _, rounds, positions, pairs = zip(*written, strict=True)
-            await self.buffer.add.remote(self.name, rounds[0], list(positions), pack(pairs))
+            _, rounds, positions = zip(*written, strict=True)
+            chunk = packed(self.settings, len(written))
+            await self.buffer.add.remote(self.name, rounds[0], list(positions), chunk)
             pause = delivery_pause(time.monotonic() - began)
+
+
+@cache
+def packed(settings: Settings, count: int) -> Chunk:
+    """So many written pairs, always the same."""
+    prompt, answer = range(settings.prompt_tokens), range(settings.response_tokens)
+    spans = [VersionSpan(0, settings.response_tokens)]
+    # Lists of its own for each, or one would travel for all.
+    pairs = [
+        SelfPlayPair(1, i, list(prompt), list(answer), list(answer), "stop", 0, spans) for i in range(count)
+    ]
+    return pack(pairs)
 
 
 @ray.remote(num_cpus=0)
