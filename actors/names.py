@@ -16,6 +16,10 @@ CONTROLLER = "controller"
 GENERATOR_POOL = "generator-pool"
 LEARNER = "learner"
 
+# Calls that an actor serves at a time, where each generator may have one that waits. Ray's own bound of 1,000
+# would leave no place for the call that they wait for.
+MOST_CALLS = 100_000
+
 
 def generator(index: int) -> str:
     return f"generator-{index}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from actors import names
 from iris_ray.chunks import Chunk
 from iris_ray.config import RunConfig
 from iris_ray.data.splits import as_tables, demonstrations, load_split, load_train, pack_rows
@@ -22,7 +23,7 @@ Places = list[tuple[int, StoredPair]]
 NEWEST = 16  # pairs that outlive their round, for who looks
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_concurrency=names.MOST_CALLS)
 class SampleBuffer:
     """Holds object references and the ledger, never the pairs themselves.
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import ray
 
+from actors import names
 from iris_ray.weights.manifest import Broadcast, WeightManifest
 from iris_ray.weights.shares import WeightShare, join_shares
 
 KEPT_VERSIONS = 2  # the one being served, and the one being pulled
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_concurrency=names.MOST_CALLS)
 class WeightStore:
     """Keeps the manifests of the newest versions; the bytes stay in Ray's object store."""
 

@@ -1,0 +1,31 @@
+"""More generators wait than Ray lets in at a time by itself: real actors, callers that only wait."""
+
+from pathlib import Path
+
+import ray
+
+from actors import names
+from actors.sample_buffer import SampleBuffer
+from actors.weight_store import WeightStore
+from benchmarks.control_plane.settings import RUN, Settings
+
+CROWD = 1_200
+
+
+def test_a_buffer_answers_while_generators_wait_for_work(ray_here: None, tmp_path: Path) -> None:
+    settings = Settings()
+    settings.write_data(tmp_path, 8)
+    buffer = names.start(SampleBuffer, RUN, names.SAMPLE_BUFFER, settings.config(tmp_path))
+    waiting = [buffer.lease.remote(f"generator-{i}", 1) for i in range(CROWD)]
+    assert ray.get(buffer.status.remote(), timeout=60)["leased"] == 0
+    ray.get(buffer.close.remote(), timeout=60)
+    assert ray.get(waiting, timeout=60) == [None] * CROWD
+
+
+def test_a_store_answers_while_generators_wait_for_weights(ray_here: None) -> None:
+    store = names.start(WeightStore, RUN, names.WEIGHT_STORE)
+    waiting = [store.get.remote(1) for _ in range(CROWD)]
+    ray.get(store.clear.remote(), timeout=60)
+    # It may have overtaken a few.
+    answered, _ = ray.wait(waiting, num_returns=CROWD - 100, timeout=60)
+    assert ray.get(answered) == [None] * (CROWD - 100)
