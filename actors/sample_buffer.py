@@ -23,7 +23,7 @@ Places = list[tuple[int, StoredPair]]
 NEWEST = 16  # pairs that outlive their round, for who looks
 
 
-@ray.remote(num_cpus=0, max_concurrency=names.MOST_CALLS)
+@ray.remote(num_cpus=0, max_concurrency=names.MOST_CALLS)  # type: ignore[call-overload]
 class SampleBuffer:
     """Holds object references and the ledger, never the pairs themselves.
 

@@ -13,7 +13,7 @@ from iris_ray.weights.shares import WeightShare, join_shares
 KEPT_VERSIONS = 2  # the one being served, and the one being pulled
 
 
-@ray.remote(num_cpus=0, max_concurrency=names.MOST_CALLS)
+@ray.remote(num_cpus=0, max_concurrency=names.MOST_CALLS)  # type: ignore[call-overload]
 class WeightStore:
     """Keeps the manifests of the newest versions; the bytes stay in Ray's object store."""
 
