@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,12 @@ import ray.train
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
+from actors.stored_pairs import fetch_in_turn
 from iris_ray.checkpoints import BEGINNING, CheckpointStorage, read_state, write_state
-from iris_ray.chunks import pack, unpack
+from iris_ray.chunks import pack
 from iris_ray.game import Round
 from iris_ray.learner.learner_state import RoundProgress, load_learner, save_learner
 from iris_ray.refresh import newest_version
-from iris_ray.round_buffer import StoredPair
 from iris_ray.run_folder import RunFolder
 from iris_ray.samples import ROW_GROUP, read_pairs, write_pairs
 
@@ -114,7 +113,7 @@ class Checkpoints:
         controller = rank.wait(rank.controller.state.remote(), "the controller's state")
         buffer, stored, initial = rank.wait(rank.buffer.state.remote(), "the sample buffer's state")
         for name, places in ((PAIRS, stored), (INITIAL, initial)):
-            write_pairs(folder / name, _fetched(places))
+            write_pairs(folder / name, chain.from_iterable(fetch_in_turn(places)))
         return {"controller": controller, "buffer": buffer}
 
     def _restore_actors(self, state: dict[str, Any] | None, folder: Path) -> None:
@@ -138,13 +137,3 @@ class Checkpoints:
         if state["learner"]["round"]:
             round_ = Round(**state["learner"]["round"])
             rank.wait(rank.controller.go_on_beside.remote(round_), "the controller to open the round again")
-
-
-def _fetched(places: Iterable[tuple[int, StoredPair]]) -> Iterable[tuple[int, Any]]:
-    """The pairs themselves, fetched chunk by chunk, as one chunk lies behind many."""
-    by_chunk: dict[ray.ObjectRef, list[tuple[int, int]]] = {}
-    for key, place in places:
-        by_chunk.setdefault(place.chunk, []).append((key, place.index))
-    for chunk, members in by_chunk.items():
-        pairs = unpack(ray.get(chunk))
-        yield from ((key, pairs[index]) for key, index in members)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors import names
-from iris_ray.chunks import unpack
+from actors.stored_pairs import fetch_in_turn
 from iris_ray.config import RunConfig
 from iris_ray.contracts import Order, StepReport, Update
 from iris_ray.data.splits import load_split
@@ -194,9 +194,9 @@ class Controller:
         buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
         stored = await buffer.all_written.remote()
         self.records.round_written()
-        chunks = map(ray.get, dict.fromkeys(pair.chunk for pair in stored))
+        pairs = ([pair for _, pair in members] for members in fetch_in_turn(enumerate(stored)))
         path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"
-        await asyncio.to_thread(write_samples, path, map(unpack, chunks), self.tokenizer)
+        await asyncio.to_thread(write_samples, path, pairs, self.tokenizer)
 
     def record_step(self, report: StepReport, staleness: list[int], seconds: dict[str, float]) -> None:
         self.records.stepped(report, staleness, seconds)

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from actors import names
+from actors.stored_pairs import Parcel
 from iris_ray.chunks import Chunk
 from iris_ray.config import RunConfig
 from iris_ray.data.splits import as_tables, demonstrations, load_split, load_train, pack_rows
@@ -45,6 +46,7 @@ class SampleBuffer:
         self.going_back: dict[str, Any] = {}
         self.restored_pairs: dict[int, StoredPair] = {}
         self.came_in: deque[StoredPair] = deque(maxlen=NEWEST)
+        self.parcel = Parcel()
         # Two, so that a pair that comes in does not wake a thousand generators that wait for work.
         lock = asyncio.Lock()
         self.work, self.pairs = asyncio.Condition(lock), asyncio.Condition(lock)
@@ -81,6 +83,7 @@ class SampleBuffer:
         Those of the open round by position, those of the first iteration by pair id.
         """
         async with self.work:
+            self.parcel.seal()
             state = {"books": asdict(self.books), "round": None}
             if self.current is None:
                 return state, [], list(self.initial.items())
@@ -102,7 +105,7 @@ class SampleBuffer:
     async def restore_pairs(self, keys: list[int], chunk: Chunk, initial: bool) -> None:
         """Take in pairs of the checkpoint, by position, or by pair id those of the first iteration."""
         taken = self.initial if initial else self.restored_pairs
-        taken.update(zip(keys, _put(chunk), strict=True))
+        taken.update(zip(keys, self._store(chunk), strict=True))
 
     async def restored(self) -> None:
         """All pairs are there: open the round again, if one was."""
@@ -154,11 +157,10 @@ class SampleBuffer:
 
     async def add(self, generator: str, round_: RoundKey, positions: list[int], chunk: Chunk) -> None:
         """Take in written pairs. Put from here, they outlive the generator that wrote them."""
-        stored = _put(chunk)
         async with self.pairs:
             if self.current is None or round_ != (self.attempt, self.current.round.iteration):
                 return
-            for position, pair in zip(positions, stored, strict=True):
+            for position, pair in zip(positions, self._store(chunk), strict=True):
                 if self.current.add(generator, position, pair):
                     self.written_in_all += 1
                     self.came_in.appendleft(pair)
@@ -169,6 +171,7 @@ class SampleBuffer:
         async with self.pairs:
             buffer = self._round()
             await self.pairs.wait_for(lambda: buffer.is_ready(step))
+            self.parcel.seal()
             return buffer.share(step, rank, ranks)
 
     async def commit(self, step: int) -> list[int]:
@@ -186,10 +189,12 @@ class SampleBuffer:
         async with self.pairs:
             buffer = self._round()
             await self.pairs.wait_for(lambda: buffer.ledger.written == buffer.ledger.size)
+            self.parcel.seal()
             return buffer.stored()
 
     async def newest(self, count: int) -> list[StoredPair]:
         """Where up to `count` (of the last NEWEST) pairs lie, those that came in last, the newest first."""
+        self.parcel.seal()
         return list(islice(self.came_in, count))
 
     async def close_round(self) -> LedgerCounts:
@@ -234,9 +239,8 @@ class SampleBuffer:
             raise RuntimeError("no round is open")
         return self.current
 
-
-def _put(chunk: Chunk) -> list[StoredPair]:
-    """Into the object store, as this process's own; returns where each pair lies."""
-    content = ray.put(chunk.content)
-    sizes = zip(chunk.num_tokens, chunk.versions, strict=True)
-    return [StoredPair(content, index, tokens, version) for index, (tokens, version) in enumerate(sizes)]
+    def _store(self, chunk: Chunk) -> list[StoredPair]:
+        """Returns where its pairs lie: for others from when the open parcel is sealed."""
+        if self.parcel.is_sealed:
+            self.parcel = Parcel()
+        return self.parcel.add(chunk)

@@ -15,15 +15,16 @@ from iris_ray.refresh import newest_version
 
 @dataclass(frozen=True, slots=True)
 class StoredPair:
-    """Where a pair lies: item `index` of the list behind the object reference `chunk`.
+    """Where a pair lies: item `index` of chunk `chunk` of what is behind the object reference `parcel`.
 
     `version` is the oldest that wrote some of it.
     """
 
-    chunk: Any
+    parcel: Any
     index: int
     num_tokens: int
     version: int
+    chunk: int = 0
 
 
 @dataclass(frozen=True)

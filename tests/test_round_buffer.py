@@ -207,7 +207,7 @@ def test_a_pair_that_comes_after_its_lease_was_given_back_is_dropped():
     assert buffer.lease("next", 1) == [0]
     assert not buffer.add("late", 0, StoredPair("late", 0, 1, 0))
     assert buffer.add("next", 0, StoredPair("next", 0, 1, 0))
-    assert [pair.chunk for pair in buffer.stored()] == ["next"]
+    assert [pair.parcel for pair in buffer.stored()] == ["next"]
 
 
 def test_the_first_epoch_follows_the_order_of_writing():
