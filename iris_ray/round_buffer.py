@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from iris_ray.ledger import Ledger
 from iris_ray.refresh import newest_version
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPair:
+class StoredPair(NamedTuple):
     """Where a pair lies: item `index` of chunk `chunk` of what is behind the object reference `parcel`.
 
     `version` is the oldest that wrote some of it.
