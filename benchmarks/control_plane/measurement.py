@@ -24,7 +24,7 @@ def measure(settings: Settings, generators: int) -> dict[str, Any]:
     machine's cores; a buffer with a core of its own takes 10⁶ / `cpu_us_per_pair` pairs a second.
     """
     with TemporaryDirectory() as folder:
-        config = settings.config(Path(folder))
+        config = settings.config(Path(folder), generators)
         # Enough that the round does not end before its time.
         prompts = settings.batch + int(1.5 * settings.rate * generators * (WARM_UP_S + settings.seconds))
         settings.write_data(Path(folder), prompts)

@@ -24,14 +24,16 @@ class Settings:
     batch: int = 1024
     concurrency: int = 16
 
-    def config(self, folder: Path) -> RunConfig:
+    def config(self, folder: Path, generators: int = 1) -> RunConfig:
+        under_way = generators * self.concurrency
         return RunConfig.from_dict(
             {
                 "run": {"name": RUN, "folder": str(folder)},
                 "model": {"path": "none", "dtype": "float32"},
                 "data": {"path": "made-here"},
                 "schedule": {"iterations": 1, "epochs": 1},
-                "generation": {"concurrency": self.concurrency, "max_ahead": 100_000},
+                # Batches are taken in order: what was written early waits for what was leased before it.
+                "generation": {"concurrency": self.concurrency, "max_ahead": 4 * under_way + self.batch},
                 "learner": {"batch_size": self.batch},
             }
         )
