@@ -59,7 +59,7 @@ def fetch(stored: Sequence[StoredPair], timeout: float | None = None) -> list[Se
     for pair in stored:
         if (where := (pair.parcel, pair.chunk)) not in chunks:
             chunks[where] = unpack(contents[pair.parcel][pair.chunk])
-    return [chunks[pair.parcel, pair.chunk][pair.index] for pair in stored]
+    return [chunks[pair.parcel, pair.chunk][pair.item] for pair in stored]
 
 
 def fetch_in_turn(places: Iterable[tuple[int, StoredPair]]) -> Iterator[list[tuple[int, SelfPlayPair]]]:

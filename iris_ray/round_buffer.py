@@ -14,13 +14,13 @@ from iris_ray.refresh import newest_version
 
 
 class StoredPair(NamedTuple):
-    """Where a pair lies: item `index` of chunk `chunk` of what is behind the object reference `parcel`.
+    """Where a pair lies: item `item` of chunk `chunk` of what is behind the object reference `parcel`.
 
     `version` is the oldest that wrote some of it.
     """
 
     parcel: Any
-    index: int
+    item: int
     num_tokens: int
     version: int
     chunk: int = 0

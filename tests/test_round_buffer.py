@@ -84,7 +84,7 @@ def play(
                 assert buffer.ledger.leased + buffer.ledger.written <= (
                     buffer.trained_steps * buffer.batch_size + buffer.max_ahead
                 )
-        batches.append([pair.index for pair in buffer.share(step, 0, 1).pairs])
+        batches.append([pair.item for pair in buffer.share(step, 0, 1).pairs])
         buffer.commit(step)
     return batches
 
@@ -241,7 +241,7 @@ def test_shares_of_the_ranks_make_up_the_batch_and_weigh_about_the_same(ranks):
     for step in range(buffer.steps):
         shares = [buffer.share(step, rank, ranks).pairs for rank in range(ranks)]
         batch = [stored(position) for position in buffer.positions(step)]
-        assert sorted(chain(*shares), key=lambda pair: pair.index) == batch
+        assert sorted(chain(*shares), key=lambda pair: pair.item) == batch
         tokens = [sum(pair.num_tokens for pair in share) for share in shares]
         assert max(tokens) - min(tokens) <= max(pair.num_tokens for pair in batch)
 
@@ -293,7 +293,7 @@ def test_each_pair_comes_with_the_first_iterations_pair_of_its_prompt_and_replic
     for step in range(buffer.steps):
         for rank in range(ranks):
             share = buffer.share(step, rank, ranks)
-            written = [buffer.pair(pair.index) for pair in share.pairs]
+            written = [buffer.pair(pair.item) for pair in share.pairs]
             assert share.initial == [
                 of_first_iteration(*prompt_and_replica) for prompt_and_replica in written
             ]
