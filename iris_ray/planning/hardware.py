@@ -15,22 +15,22 @@ class CallSeconds(Section):
 
     The defaults were measured on a virtual machine with two cores (docs/planning.md)."""
 
-    lease: float = Field(8.5e-4, ge=0)
+    lease: float = Field(5.2e-4, ge=0)
     """Sample buffer: hand out prompts."""
-    lease_pair: float = Field(8e-6, ge=0)
-    add: float = Field(1.6e-3, ge=0)
+    lease_pair: float = Field(9e-6, ge=0)
+    add: float = Field(5.9e-4, ge=0)
     """Sample buffer: take in written pairs."""
-    add_pair: float = Field(3e-6, ge=0)
-    share: float = Field(1.6e-3, ge=0)
+    add_pair: float = Field(4e-7, ge=0)
+    share: float = Field(1e-3, ge=0)
     """Sample buffer: a rank's batch, and entering it in the ledger afterwards."""
-    share_pair: float = Field(2.4e-5, ge=0)
-    wake: float = Field(1.5e-6, ge=0)
+    share_pair: float = Field(6e-6, ge=0)
+    wake: float = Field(1.9e-6, ge=0)
     """Sample buffer: look again whether there is work for a generator that waits, after every step."""
     get: float = Field(5.6e-4, ge=0)
     """Weight store: which version is the newest; asked for with every lease."""
-    record: float = Field(6.6e-4, ge=0)
+    record: float = Field(5.5e-4, ge=0)
     """Controller: take note of a step or an update."""
-    heartbeat: float = Field(4.6e-4, ge=0)
+    heartbeat: float = Field(3.9e-4, ge=0)
     """Generator pool: ask a generator how it is."""
 
 
