@@ -26,7 +26,7 @@ NEWEST = 16  # pairs that outlive their round, for who looks
 
 @ray.remote(num_cpus=0, max_concurrency=names.MOST_CALLS)  # type: ignore[call-overload]
 class SampleBuffer:
-    """Holds object references and the ledger, never the pairs themselves.
+    """Holds object references and the ledger, and of the pairs themselves no more than an open parcel.
 
     `compares_with_first`: the objective also looks at the first model's responses.
     """

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,17 @@ from benchmarks.sessions import kill, name_of, of_session
 
 BIN = Path(sys.executable).parent
 WAIT_S = 240
+
+
+def free_ports(count: int) -> list[int]:
+    """Of this machine; nothing keeps them until they are used."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 class RunProcess:

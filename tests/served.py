@@ -1,6 +1,5 @@
 """A run that goes on until it is stopped, with a gateway and every metric there is."""
 
-import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import httpx
 import openai
 from conftest import made_model
-from run_process import play
+from run_process import free_ports, play
 
 LONGEST, MOST, BODY_KIB = 12, 3, 8
 PROMPTS = 600
@@ -38,9 +37,7 @@ class Served:
     """The run, and clients of its gateway. `ray_folder` is where Ray says which nodes to scrape."""
 
     def __init__(self, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         # Short, as paths of sockets must be.
         self._temporary = tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)

@@ -87,6 +87,7 @@ def test_scores_are_those_that_transformers_gives(model: Path, tasks: Path, tmp_
     assert (again.exit_code, again.stdout) == (0, done.stdout)
     assert out.read_text() == before
     other = CliRunner().invoke(app, [*command, "--limit", "2"])
+    assert other.exit_code == 1
     assert isinstance(other.exception, ConfigError)
     assert "holds results of another limit" in str(other.exception)
 

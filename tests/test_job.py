@@ -1,7 +1,6 @@
 """A run as a job of a Ray cluster that stands, with a module of one's own: real Ray, vLLM and DeepSpeed."""
 
 import json
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from conftest import made_model, own_module
-from run_process import BIN
+from run_process import BIN, free_ports
 from typer.testing import CliRunner
 
 from iris_ray.cli import app
@@ -33,16 +32,6 @@ RECIPE = {
     "learner": {"num_cpus": 0.5, "batch_size": 40},
     "evaluation": {"prompts": 0},
 }
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import pytest
 import requests
 from conftest import metric_events
 from ray.util.state import list_actors
-from run_process import WAIT_S
+from run_process import WAIT_S, free_ports
 from served import RECIPE, Served
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -50,9 +49,7 @@ def prometheus(served: Served, run: Path, tmp_path_factory: pytest.TempPathFacto
     text = (ROOT / "cluster" / "prometheus.yaml").read_text()
     configuration = folder / "prometheus.yaml"
     configuration.write_text(text.replace("/tmp/ray/", f"{served.ray_folder}/ray/").replace("10s", "1s"))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     command = [program, f"--config.file={configuration}", f"--storage.tsdb.path={folder}/data"]
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
