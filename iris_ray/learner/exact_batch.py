@@ -10,7 +10,8 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
     Returns all rows and the slice that is this rank's own.
     """
     gathered: list[torch.Tensor] = [rows] * dist.get_world_size()
-    dist.all_gather_object(gathered, rows)
+    if len(gathered) > 1:
+        dist.all_gather_object(gathered, rows)
     start = sum(len(part) for part in gathered[: dist.get_rank()])
     return torch.cat(gathered), slice(start, start + len(rows))
 
@@ -18,5 +19,6 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
 def largest_over_ranks(value: int) -> int:
     """The largest `value` that any rank brings."""
     values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
     return max(values)
