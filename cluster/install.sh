@@ -41,8 +41,8 @@ os.environ.update(learner_environment(Learner()))
 import deepspeed, ray, vllm
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
-from iris_ray.learner.compiled_op import load_compiled_op
+from iris_ray.learner.compiled_ops import load_collectives
 
-load_compiled_op()
+load_collectives()
 PROOF
 say "Installed: $("$bin/python" -c 'from iris_ray.versions import versions; print(", ".join(f"{k} {v}" for k, v in versions().items()))')"

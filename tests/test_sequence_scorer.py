@@ -9,14 +9,12 @@ import pytest
 import torch
 from conftest import VOCABULARY
 from torch import nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from iris_ray.learner import sequence_scorer, shared_prompts
 from iris_ray.learner.compilation import compile_layers
 from iris_ray.learner.sequence_scorer import SequenceScorer
-from iris_ray.learner.shared_prompts import _matmul_attention
 from iris_ray.learner.token_batch import PromptGroup
 
 MAX_LENGTH = 40
@@ -249,23 +247,6 @@ def test_no_full_table_of_logits_is_held(monkeypatch):
     assert 0.9 * limit < largest.bytes <= 2 * limit
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("scaling", [None, 0.3])
-@pytest.mark.parametrize("block", [1, 3, 7, 256])
-def test_attention_by_products_is_attention(kv_heads, scaling, block, monkeypatch):
-    monkeypatch.setattr(shared_prompts, "BLOCK", block)
-    torch.manual_seed(0)
-    query, key, value = (
-        torch.randn(3, heads, 7, size, dtype=torch.float64)
-        for heads, size in ((4, 6), (kv_heads, 6), (kv_heads, 5))
-    )
-    expected = F.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-    )
-    found = _matmul_attention(query, key, value, scaling)
-    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=0, atol=1e-12)
-
-
 def test_attention_with_sinks_is_not_replaced():
     """However small the weights, so that the tokens of a trial hardly tell."""
     model = Architecture(
@@ -274,7 +255,7 @@ def test_attention_with_sinks_is_not_replaced():
     assert not SequenceScorer.fastest(model.bfloat16(), MAX_LENGTH).shares_prompts
 
 
-def test_bfloat16_is_as_good_by_products_as_by_the_library(monkeypatch):
+def test_bfloat16_is_as_good_by_own_kernels_as_by_the_library(monkeypatch):
     model = QWEN2.build()
     scorer = SequenceScorer.fastest(copy.deepcopy(model).bfloat16(), MAX_LENGTH)
     assert scorer.shares_prompts
@@ -288,11 +269,17 @@ def test_bfloat16_is_as_good_by_products_as_by_the_library(monkeypatch):
         error = sum((found[name] - right[name]).square().sum() for name in right)
         return (found_S - scores_S).abs().mean().item(), error.sqrt().item()
 
-    products = errors()
-    monkeypatch.setattr(shared_prompts, "MATMUL_UP_TO", 0)
+    kernels = errors()
+    monkeypatch.setattr(shared_prompts, "HAS_KERNELS", ())
     library = errors()
-    assert products != library
-    assert all(ours <= 2 * theirs for ours, theirs in zip(products, library, strict=True))
+    assert kernels != library
+    assert all(ours <= 2 * theirs for ours, theirs in zip(kernels, library, strict=True))
+
+
+def test_sequences_apart_give_the_same(model, scorer, monkeypatch):
+    """As on GPUs."""
+    monkeypatch.setattr(shared_prompts, "HAS_KERNELS", ())
+    assert_scores_and_gradients_agree(scorer, model, ROUNDING)
 
 
 def test_compiled_layers_give_the_same_whatever_the_shape():

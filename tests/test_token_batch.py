@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from iris_ray.learner.shared_prompts import SHORTEST, SharedPrompts, shared_prompt_attention
+from iris_ray.learner.sequences_apart import SHORTEST, Places, attention_of_sequences
 from iris_ray.learner.token_batch import PAD, PromptGroup, TokenBatch, pack, pad
 
 EXAMPLE = [PromptGroup([1, 2], [[3, 4, 5], [6]]), PromptGroup([7], [[8, 9]])]
@@ -30,6 +30,16 @@ def test_a_packed_row_holds_each_prompt_once():
     assert batch.sequences == 3
 
 
+def test_a_response_has_its_prompt_as_prefix():
+    assert pack(EXAMPLE).shared.segments_N4.tolist() == [
+        [0, 2, 0, 0],
+        [2, 5, 0, 2],
+        [5, 6, 0, 2],
+        [6, 7, 6, 6],
+        [7, 9, 6, 7],
+    ]
+
+
 def test_padded_rows_hold_a_sequence_each():
     batch = pad(EXAMPLE)
     assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 5], [1, 2, 6, PAD, PAD], [7, 8, 9, PAD, PAD]]
@@ -39,14 +49,14 @@ def test_padded_rows_hold_a_sequence_each():
 
 
 def test_sequences_stand_longest_first_with_those_of_similar_length():
-    shared = pack(EXAMPLE).shared
+    shared = pack(EXAMPLE).shared.places
     assert shared.groups == ((1, 5), (2, 3))
     assert shared.rows_Z.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8]
     assert places(shared) == [[0, 5], [1, 6], [2], [3], [4], [7], [8], [9], [10]]
     assert shared.others.tolist() == [5, 6]
 
 
-def places(shared: SharedPrompts) -> list[list[int]]:
+def places(shared: Places) -> list[list[int]]:
     """All places of each token."""
     found = [[first] for first in shared.firsts_T.tolist()]
     for tokens, more in shared.copies:
@@ -87,9 +97,11 @@ def test_each_sequence_is_spread_out_whole_and_once(groups):
         key=len,
         reverse=True,
     )
-    assert [count for count, _ in batch.shared.groups] == [len(part) for part in _parts(batch, expected)]
+    assert [count for count, _ in batch.shared.places.groups] == [
+        len(part) for part in _parts(batch, expected)
+    ]
     for (_, length), part, rows in zip(
-        batch.shared.groups, _parts(batch, expected), _spread(batch), strict=True
+        batch.shared.places.groups, _parts(batch, expected), _spread(batch), strict=True
     ):
         assert length == max(map(len, part))
         assert min(map(len, part)) >= SHORTEST * length
@@ -98,20 +110,20 @@ def test_each_sequence_is_spread_out_whole_and_once(groups):
 
 
 def _parts(batch: TokenBatch, sequences: list[list[int]]) -> list[list[list[int]]]:
-    ends = accumulate((count for count, _ in batch.shared.groups), initial=0)
+    ends = accumulate((count for count, _ in batch.shared.places.groups), initial=0)
     return [sequences[start:end] for start, end in pairwise(ends)]
 
 
 def _spread(batch: TokenBatch) -> list[list[list[int]]]:
     """The tokens of each group's sequences."""
-    sizes = [count * length for count, length in batch.shared.groups]
-    parts = batch.tokens_BT[0, batch.shared.rows_Z].split(sizes)
-    return [part.view(group).tolist() for part, group in zip(parts, batch.shared.groups, strict=True)]
+    sizes = [count * length for count, length in batch.shared.places.groups]
+    parts = batch.tokens_BT[0, batch.shared.places.rows_Z].split(sizes)
+    return [part.view(group).tolist() for part, group in zip(parts, batch.shared.places.groups, strict=True)]
 
 
 @given(prompt_groups)
 def test_places_lead_back_to_their_tokens(groups):
-    shared = pack(groups).shared
+    shared = pack(groups).shared.places
     copies = [
         times
         for prompt, responses in groups
@@ -137,7 +149,7 @@ def test_attention_and_its_gradients_are_those_of_sequences_apart(groups, kv_hea
         torch.randn(1, heads, tokens, size, dtype=torch.float64, generator=random, requires_grad=True)
         for heads, size in ((4, 6), (kv_heads, 6), (kv_heads, 3))
     ]
-    together, _ = shared_prompt_attention(module, *inputs, None, shared_prompts=batch.shared, scaling=0.3)
+    together = attention_of_sequences(module, *inputs, batch.shared.places, scaling=0.3)
 
     apart = torch.full_like(together, torch.nan)
     start = 0

@@ -1,15 +1,14 @@
 """Attention over a row in which responses share their prompt's tokens.
 
-Linear layers run over the row as it is, each token once. Only attention sees sequences apart: there the
-prompt's queries, keys and values are copied behind each other response, and plain causal attention over
-(sequence, position) does the rest, by whatever implementation the model library has.
+Linear layers run over the row as it is, each token once. Attention tells its sequences apart: on CPUs by
+kernels of our own (`row_attention`), elsewhere by the library's, each sequence alone (`sequences_apart`).
 
-Shapes: T tokens of the row, S sequences of up to L tokens in a group, Z = Σ S·L, H heads, D head size.
+Shapes: T tokens of the row, N segments, H heads, D head size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,106 +16,49 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from iris_ray.learner.row_attention.op import row_attention
+from iris_ray.learner.sequences_apart import Places, attention_of_sequences
+
 NAME = "iris_shared_prompts"
-# Sequences are padded to the longest of their group; a group holds lengths down to this share of it.
-SHORTEST = 0.75
-# On CPUs the fused kernel is slow backwards in bfloat16: plain products win. They keep a table that grows
-# with the square of the length, so not beyond this.
-MATMUL_UP_TO = 2048
-BLOCK = 256  # queries of one product
+HAS_KERNELS = ("cpu",)
 
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """Where the row's tokens stand in the sequences.
+    """Who sees whom in a row: each response its prompt and itself.
 
-    `rows_Z` names the row's token at each place of the sequences (any token at padding), `firsts_T` the
-    first place of each token, and `copies` the (tokens, places) of all second places, of all third ones,
-    and so on: a prompt's token has as many places as the prompt has responses. `sources_Z` is the token
-    whose first place it is (any token elsewhere), `others` all places that are no token's first. `groups`
-    are the (S, L) that Z falls into.
+    `segments_N4`: begin and end of each prompt or response in the row, and of a response's prompt. A prompt
+    stands before its responses, and has none.
     """
 
-    rows_Z: torch.Tensor
-    firsts_T: torch.Tensor
-    copies: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    sources_Z: torch.Tensor
-    others: torch.Tensor
-    groups: tuple[tuple[int, int], ...]
+    segments_N4: torch.Tensor  # on the CPU
+    device: torch.device | str = "cpu"  # of the row
 
     @classmethod
-    def of(cls, spans: Sequence[tuple[range, range]], tokens: int) -> "SharedPrompts":
-        """From the (prompt, response) spans of the sequences in a row of `tokens` tokens."""
-        members = sorted(([*prompt, *response] for prompt, response in spans), key=len, reverse=True)
-        starts = [0]
-        for index, member in enumerate(members):
-            if len(member) < SHORTEST * len(members[starts[-1]]):
-                starts.append(index)
-        bounds = [*starts, len(members)]
-        groups = tuple((end - start, len(members[start])) for start, end in pairwise(bounds))
-        lengths = [length for count, length in groups for _ in range(count)]
-        padded = [
-            member + [-1] * (length - len(member)) for member, length in zip(members, lengths, strict=True)
-        ]
-        rows_Z = torch.tensor([token for member in padded for token in member])
-        # All places, token by token.
-        places = rows_Z.argsort(stable=True)[int((rows_Z < 0).sum()) :]
-        counts_T = rows_Z[places].bincount(minlength=tokens)
-        begins_T = counts_T.cumsum(0) - counts_T
-        firsts_T = places[begins_T]
-        copies = []
-        for number in range(1, int(counts_T.max())):
-            again = (counts_T > number).nonzero()[:, 0]
-            copies.append((again, places[begins_T[again] + number]))
-        sources_Z = torch.full_like(rows_Z, -1)
-        sources_Z[firsts_T] = torch.arange(tokens)
-        others = (sources_Z < 0).nonzero()[:, 0]
-        return cls(rows_Z.clamp(min=0), firsts_T, tuple(copies), sources_Z.clamp(min=0), others, groups)
+    def of(cls, groups: Sequence[tuple[range, Sequence[range]]]) -> "SharedPrompts":
+        """From the tokens of each prompt and of the responses to it."""
+        rows = []
+        for prompt, responses in groups:
+            rows.append([prompt.start, prompt.stop, prompt.start, prompt.start])
+            rows += [[span.start, span.stop, prompt.start, prompt.stop] for span in responses]
+        return cls(torch.tensor(rows))
 
     def to(self, device: torch.device) -> "SharedPrompts":
-        """The same on `device`."""
-        return SharedPrompts(
-            self.rows_Z.to(device),
-            self.firsts_T.to(device),
-            tuple((tokens.to(device), places.to(device)) for tokens, places in self.copies),
-            self.sources_Z.to(device),
-            self.others.to(device),
-            self.groups,
-        )
+        """Of a row on `device`."""
+        return SharedPrompts(self.segments_N4, device)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the row's tokens stand in sequences of their own."""
+        segments = self.segments_N4.tolist()
+        spans = [
+            (range(prefix_begin, prefix_end), range(begin, end))
+            for begin, end, prefix_begin, prefix_end in segments
+            if prefix_begin < prefix_end
+        ]
+        return Places.of(spans, tokens=segments[-1][1]).to(self.device)
 
 
-class _Spread(torch.autograd.Function):
-    """(T, D) to (Z, D). Its gradient gathers, as nothing is summed but a prompt's few copies."""
-
-    @staticmethod
-    def forward(ctx: Any, values_TD: torch.Tensor, where: SharedPrompts) -> Any:
-        ctx.where = where
-        return values_TD.index_select(0, where.rows_Z)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        grad_TD = grads[0].index_select(0, ctx.where.firsts_T)
-        for tokens, places in ctx.where.copies:
-            grad_TD.index_add_(0, tokens, grads[0].index_select(0, places))
-        return grad_TD, None
-
-
-class _Collect(torch.autograd.Function):
-    """(Z, D) to (T, D): each token's result from its first place; all its places have the same."""
-
-    @staticmethod
-    def forward(ctx: Any, values_ZD: torch.Tensor, where: SharedPrompts) -> Any:
-        ctx.where = where
-        return values_ZD.index_select(0, where.firsts_T)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        grad_ZD = grads[0].index_select(0, ctx.where.sources_Z)
-        return grad_ZD.index_fill_(0, ctx.where.others, 0), None
-
-
-# Compilers make slower code of this than the library's own products and softmax are.
-@torch.compiler.disable
 def shared_prompt_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -129,54 +71,25 @@ def shared_prompt_attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function of `transformers`: (1, H, T, D) each to (1, T, H, D)."""
-    where = shared_prompts
-    sizes = [count * length for count, length in where.groups]
-
-    def spread(tensor: torch.Tensor) -> list[torch.Tensor]:
-        _, heads, tokens, _ = tensor.shape
-        rows_TD = tensor.transpose(1, 2).reshape(tokens, -1)
-        together = _Spread.apply(rows_TD, where)
-        parts = together.split(sizes) if len(sizes) > 1 else [together]
-        return [
-            part.view(*group, heads, -1).transpose(1, 2)
-            for part, group in zip(parts, where.groups, strict=True)
-        ]
-
-    attended = []
-    for q, k, v in zip(spread(query), spread(key), spread(value), strict=True):
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MATMUL_UP_TO:
-            out = _matmul_attention(q, k, v, scaling)
-        else:
-            out, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, None, scaling=scaling, **options)
-        attended.append(out.reshape(out.shape[0] * out.shape[1], -1))
-    together = torch.cat(attended) if len(attended) > 1 else attended[0]
-    collected = _Collect.apply(together, where)
-    return collected.view(1, query.shape[2], query.shape[1], -1), None
+    if query.device.type in HAS_KERNELS:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query_THD, key_TKD, value_TKE = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        out_THE, _ = row_attention(query_THD, key_TKD, value_TKE, shared_prompts.segments_N4, scaling)
+        return out_THE[None], None
+    return _apart(module, query, key, value, shared_prompts, scaling=scaling, **options), None
 
 
-def _matmul_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+# Compilers make slower code of this than the library's own attention is.
+@torch.compiler.disable
+def _apart(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    shared_prompts: SharedPrompts,
+    **options: Any,
 ) -> torch.Tensor:
-    """Causal attention by batched products: (S, H, L, D) each to (S, L, H, D).
-
-    A block of queries at a time, each against the keys up to its own end.
-    """
-    count, heads, length, size = query.shape
-    kv_heads = key.shape[1]
-    queries = query * (size**-0.5 if scaling is None else scaling)
-    keys = key.reshape(count * kv_heads, length, size)
-    values = value.reshape(count * kv_heads, length, -1)
-    blocks = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        shape = (end - start, end)
-        mask = torch.full(shape, float("-inf"), dtype=query.dtype, device=query.device).triu(start + 1)
-        # Heads that share keys are so many more queries of one product.
-        block = queries[:, :, start:end].reshape(count * kv_heads, -1, size)
-        mask = mask.repeat(heads // kv_heads, 1)
-        weights = torch.baddbmm(mask, block, keys[:, :end].transpose(1, 2)).softmax(-1)
-        blocks.append(torch.bmm(weights, values[:, :end]).view(count, heads, end - start, -1))
-    return (torch.cat(blocks, 2) if len(blocks) > 1 else blocks[0]).transpose(1, 2)
+    return attention_of_sequences(module, query, key, value, shared_prompts.places, **options)
 
 
 def knows_shared_prompts(model: PreTrainedModel, max_length: int) -> bool:

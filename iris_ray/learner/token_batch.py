@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from iris_ray.learner.shared_prompts import SharedPrompts
@@ -61,27 +62,30 @@ def pack(groups: Sequence[PromptGroup]) -> TokenBatch:
     Positions start anew behind the prompt for every response.
     """
     tokens: list[int] = []
-    positions: list[int] = []
-    predictors: list[int] = []
-    spans: list[tuple[range, range]] = []
+    positions: list[np.ndarray] = []
+    predictors: list[np.ndarray] = []
+    spans: list[tuple[range, list[range]]] = []
     for prompt, responses in groups:
-        prompt_span = range(len(tokens), len(tokens) + len(prompt))
+        begin, length = len(tokens), len(prompt)
+        spans.append((range(begin, begin + length), []))
         tokens += prompt
-        positions += range(len(prompt))
+        positions.append(np.arange(length))
         for response in responses:
             span = range(len(tokens), len(tokens) + len(response))
+            spans[-1][1].append(span)
             tokens += response
-            positions += range(len(prompt), len(prompt) + len(response))
-            predictors += [prompt_span[-1], *span[:-1]]
-            spans.append((prompt_span, span))
+            positions.append(np.arange(length, length + len(response)))
+            predictor = np.arange(span.start - 1, span.stop - 1)
+            predictor[0] = begin + length - 1
+            predictors.append(predictor)
     return TokenBatch(
-        tokens_BT=torch.tensor([tokens]),
-        positions_BT=torch.tensor([positions]),
-        predictors_R=torch.tensor(predictors),
+        tokens_BT=torch.from_numpy(np.array([tokens])),
+        positions_BT=torch.from_numpy(np.concatenate(positions)[None]),
+        predictors_R=torch.from_numpy(np.concatenate(predictors)),
         labels_R=_labels(groups),
         sequences_R=_sequences(groups),
-        sequences=len(spans),
-        shared=SharedPrompts.of(spans, len(tokens)),
+        sequences=len(predictors),
+        shared=SharedPrompts.of(spans),
     )
 
 
@@ -109,7 +113,8 @@ def pad(groups: Sequence[PromptGroup]) -> TokenBatch:
 
 
 def _labels(groups: Sequence[PromptGroup]) -> torch.Tensor:
-    return torch.tensor([token for _, responses in groups for response in responses for token in response])
+    labels = [np.array(response) for _, responses in groups for response in responses]
+    return torch.from_numpy(np.concatenate(labels))
 
 
 def _sequences(groups: Sequence[PromptGroup]) -> torch.Tensor:
