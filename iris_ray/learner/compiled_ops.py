@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deepspeed.comm.torch import build_shm_op
 from torch.utils import cpp_extension
 
 from iris_ray.search_path import PATH
@@ -20,6 +19,8 @@ DEFAULT_FOLDER = Path.home() / ".cache" / "iris-ray" / hashlib.sha256(sys.prefix
 
 def load_collectives() -> None:
     """DeepSpeed's operator for ranks that talk through memory: DeepSpeed finds it there."""
+    from deepspeed.comm.torch import build_shm_op  # only ranks need DeepSpeed
+
     with _alone():
         build_shm_op()
 
