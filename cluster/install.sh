@@ -30,7 +30,7 @@ if [ "$extra" = cpu ]; then
     "$bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
 
-# Prove it, and build DeepSpeed's communication op now rather than in the first run.
+# Prove it, and compile what learners on CPUs need now rather than in the first run.
 PATH="$PWD/$bin:$PATH" "$bin/python" - >.venv/proof.log 2>&1 <<'PROOF' || { cat .venv/proof.log >&2; exit 1; }
 import os
 
@@ -42,7 +42,9 @@ import deepspeed, ray, vllm
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from iris_ray.learner.compiled_ops import load_collectives
+from iris_ray.learner.row_attention.op import load_kernels
 
 load_collectives()
+load_kernels()
 PROOF
 say "Installed: $("$bin/python" -c 'from iris_ray.versions import versions; print(", ".join(f"{k} {v}" for k, v in versions().items()))')"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from iris_ray.learner import sequence_scorer, shared_prompts
 from iris_ray.learner.compilation import compile_layers
 from iris_ray.learner.sequence_scorer import SequenceScorer
-from iris_ray.learner.token_batch import PromptGroup
+from iris_ray.learner.token_batch import PromptGroup, repeated_length
 
 MAX_LENGTH = 40
 
@@ -219,7 +219,8 @@ def test_logits_in_chunks_are_the_same_logits(model, scorer, monkeypatch):
     )
     assert_scores_and_gradients_agree(scorer, model, ROUNDING)
     assert max(sizes) == rows
-    assert sum(sizes) == 2 * len(scorer.lay_out(GROUPS).labels_R)  # once more in the backward pass
+    count = len(scorer.lay_out(GROUPS).labels_R)
+    assert sum(sizes) == 2 * repeated_length(count)  # once more in the backward pass
 
 
 class LargestTensor(TorchDispatchMode):

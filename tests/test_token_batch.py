@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from iris_ray.learner.sequences_apart import SHORTEST, Places, attention_of_sequences
-from iris_ray.learner.token_batch import PAD, PromptGroup, TokenBatch, pack, pad
+from iris_ray.learner.token_batch import PAD, PromptGroup, TokenBatch, pack, pad, repeated_length
 
 EXAMPLE = [PromptGroup([1, 2], [[3, 4, 5], [6]]), PromptGroup([7], [[8, 9]])]
 
@@ -22,8 +22,8 @@ prompt_groups = st.lists(
 
 def test_a_packed_row_holds_each_prompt_once():
     batch = pack(EXAMPLE)
-    assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
-    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 2]]
+    assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9] + 7 * [PAD]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 2] + 7 * [0]]
     assert batch.predictors_R.tolist() == [1, 2, 3, 1, 6, 7]
     assert batch.labels_R.tolist() == [3, 4, 5, 6, 8, 9]
     assert batch.sequences_R.tolist() == [0, 0, 0, 1, 2, 2]
@@ -37,6 +37,7 @@ def test_a_response_has_its_prompt_as_prefix():
         [5, 6, 0, 2],
         [6, 7, 6, 6],
         [7, 9, 6, 7],
+        [9, 16, 9, 9],
     ]
 
 
@@ -50,10 +51,22 @@ def test_padded_rows_hold_a_sequence_each():
 
 def test_sequences_stand_longest_first_with_those_of_similar_length():
     shared = pack(EXAMPLE).shared.places
-    assert shared.groups == ((1, 5), (2, 3))
-    assert shared.rows_Z.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8]
-    assert places(shared) == [[0, 5], [1, 6], [2], [3], [4], [7], [8], [9], [10]]
-    assert shared.others.tolist() == [5, 6]
+    assert shared.groups == ((1, 7), (1, 5), (2, 3))
+    assert shared.rows_Z.tolist() == [*range(9, 16), 0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8]
+    assert places(shared)[:9] == [[7, 12], [8, 13], [9], [10], [11], [14], [15], [16], [17]]
+    assert shared.others.tolist() == [12, 13]
+
+
+def with_filling(groups: list[PromptGroup]) -> list[PromptGroup]:
+    """What fills the row up is a prompt that nobody answers."""
+    tokens = len(list(chain(*chain(*([prompt, *responses] for prompt, responses in groups)))))
+    filling = repeated_length(tokens) - tokens
+    return [*groups, PromptGroup([PAD] * filling, [])] if filling else groups
+
+
+def sequences_of(groups: list[PromptGroup]) -> list[list[int]]:
+    """Each prompt with each of its responses, or alone."""
+    return [[*prompt, *response] for prompt, responses in groups for response in responses or [[]]]
 
 
 def places(shared: Places) -> list[list[int]]:
@@ -84,19 +97,24 @@ def test_every_response_token_is_predicted_at_the_one_before_it(layout, groups):
 
 
 @given(prompt_groups)
-def test_a_packed_row_has_no_token_twice_and_no_padding(groups):
-    pieces = [[prompt, *responses] for prompt, responses in groups]
-    assert pack(groups).tokens_BT.tolist() == [list(chain(*chain(*pieces)))]
+def test_a_packed_row_has_no_token_twice(groups):
+    tokens = list(chain(*chain(*([prompt, *responses] for prompt, responses in groups))))
+    filling = [PAD] * (repeated_length(len(tokens)) - len(tokens))
+    assert pack(groups).tokens_BT.tolist() == [tokens + filling]
+
+
+@given(st.integers(1, 10**6))
+def test_lengths_come_again(count):
+    length = repeated_length(count)
+    assert count <= length < max(count + 16, 1.04 * count)
+    assert repeated_length(length) == length
+    assert len({repeated_length(each) for each in range(length, 2 * length, max(1, length // 500))}) <= 33
 
 
 @given(prompt_groups)
 def test_each_sequence_is_spread_out_whole_and_once(groups):
     batch = pack(groups)
-    expected = sorted(
-        ([*prompt, *response] for prompt, responses in groups for response in responses),
-        key=len,
-        reverse=True,
-    )
+    expected = sorted(sequences_of(with_filling(groups)), key=len, reverse=True)
     assert [count for count, _ in batch.shared.places.groups] == [
         len(part) for part in _parts(batch, expected)
     ]
@@ -126,8 +144,8 @@ def test_places_lead_back_to_their_tokens(groups):
     shared = pack(groups).shared.places
     copies = [
         times
-        for prompt, responses in groups
-        for times in [len(responses)] * len(prompt) + [1] * len(list(chain(*responses)))
+        for prompt, responses in with_filling(groups)
+        for times in [len(responses) or 1] * len(prompt) + [1] * len(list(chain(*responses)))
     ]
     found = places(shared)
     assert [len(row) for row in found] == copies
@@ -153,9 +171,9 @@ def test_attention_and_its_gradients_are_those_of_sequences_apart(groups, kv_hea
 
     apart = torch.full_like(together, torch.nan)
     start = 0
-    for prompt, responses in groups:
+    for prompt, responses in with_filling(groups):
         response_start = start + len(prompt)
-        for response in responses:
+        for response in responses or [[]]:
             own = [*range(start, start + len(prompt)), *range(response_start, response_start + len(response))]
             query, key, value = (tensor[:, :, own] for tensor in inputs)
             out = F.scaled_dot_product_attention(

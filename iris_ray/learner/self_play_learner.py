@@ -21,6 +21,7 @@ from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.micro_batches import micro_batches
 from iris_ray.learner.optimizer import round_scheduler
 from iris_ray.learner.players import build_players
+from iris_ray.learner.sequence_scorer import TRIAL
 from iris_ray.learner.stopwatch import Stopwatch
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
@@ -63,6 +64,18 @@ class SelfPlayLearner:
         self.gather = partial(
             deepspeed.zero.GatheredParameters, modifier_rank=0, enabled=config.learner.zero_stage == 3
         )
+        if config.learner.compile and config.learner.zero_stage < 3:
+            self._compile_now()
+
+    def _compile_now(self) -> None:
+        """Have layers compiled while generators start, not in the first step. Leaves no gradient behind."""
+        # A row as long as nothing else of a model: what is equal here would be taken to be equal for ever.
+        batch = self.players.scorer.lay_out(9 * TRIAL)
+        if self.config.learner.reference == "learner":
+            with torch.no_grad(), self.players.opponent_scorer(self.engine) as opponent:
+                opponent(batch)
+        trained = [parameter for parameter in self.players.model.parameters() if parameter.requires_grad]
+        torch.autograd.grad(self.players.scorer(batch).sum(), trained, allow_unused=True)
 
     def start_round(self, iteration: int, steps: int) -> None:
         """The current policy becomes the opponent; the learning rate's course begins anew."""

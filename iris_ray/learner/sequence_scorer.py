@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from iris_ray.learner.shared_prompts import knows_shared_prompts, use_shared_prompts
-from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pack, pad
+from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pack, pad, repeated_length
 
 # Logits of this many bytes (float32) are held at a time; a larger table is computed in chunks.
 LOGITS_BYTES = 256 << 20
@@ -75,8 +75,11 @@ class SequenceScorer(nn.Module):
                 logits_RV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.predictors_R)
             return _logprobs(logits_RV, batch.labels_R, batch.temperature)
         hidden_BTD = self.model.get_decoder()(**given).last_hidden_state
-        hidden_RD = hidden_BTD.flatten(0, 1).index_select(0, batch.predictors_R)
-        return self._head_logprobs(hidden_RD, batch.labels_R, batch.temperature)
+        count = len(batch.labels_R)
+        filling = (0, repeated_length(count) - count)
+        predictors_R, labels_R = (F.pad(each, filling) for each in (batch.predictors_R, batch.labels_R))
+        hidden_RD = hidden_BTD.flatten(0, 1).index_select(0, predictors_R)
+        return self._head_logprobs(hidden_RD, labels_R, batch.temperature)[:count]
 
     def _head_logprobs(
         self, hidden_RD: torch.Tensor, labels_R: torch.Tensor, temperature: float

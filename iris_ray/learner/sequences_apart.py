@@ -38,9 +38,9 @@ class Places:
     groups: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, spans: Sequence[tuple[range, range]], tokens: int) -> "Places":
-        """From the (prompt, response) spans of the sequences in a row of `tokens` tokens."""
-        members = sorted(([*prompt, *response] for prompt, response in spans), key=len, reverse=True)
+    def of(cls, sequences: Sequence[Sequence[int]], tokens: int) -> "Places":
+        """From the places that the tokens of each sequence have in a row of `tokens` tokens."""
+        members = sorted(map(list, sequences), key=len, reverse=True)
         starts = [0]
         for index, member in enumerate(members):
             if len(member) < SHORTEST * len(members[starts[-1]]):

@@ -50,13 +50,10 @@ class SharedPrompts:
     @cached_property
     def places(self) -> Places:
         """Where the row's tokens stand in sequences of their own."""
-        segments = self.segments_N4.tolist()
-        spans = [
-            (range(prefix_begin, prefix_end), range(begin, end))
-            for begin, end, prefix_begin, prefix_end in segments
-            if prefix_begin < prefix_end
-        ]
-        return Places.of(spans, tokens=segments[-1][1]).to(self.device)
+        segments = [(range(*row[:2]), range(*row[2:])) for row in self.segments_N4.tolist()]
+        answered = {prompt for _, prompt in segments}
+        sequences = [[*prompt, *own] for own, prompt in segments if prompt or own not in answered]
+        return Places.of(sequences, tokens=segments[-1][0].stop).to(self.device)
 
 
 def shared_prompt_attention(

@@ -57,9 +57,9 @@ class TokenBatch:
 
 
 def pack(groups: Sequence[PromptGroup]) -> TokenBatch:
-    """One row without padding: each prompt once, its responses behind it, blind to each other.
+    """One row: each prompt once, its responses behind it, blind to each other.
 
-    Positions start anew behind the prompt for every response.
+    Positions start anew behind the prompt for every response. The row is filled up to `repeated_length`.
     """
     tokens: list[int] = []
     positions: list[np.ndarray] = []
@@ -78,6 +78,10 @@ def pack(groups: Sequence[PromptGroup]) -> TokenBatch:
             predictor = np.arange(span.start - 1, span.stop - 1)
             predictor[0] = begin + length - 1
             predictors.append(predictor)
+    if filling := repeated_length(len(tokens)) - len(tokens):
+        spans.append((range(len(tokens), len(tokens) + filling), []))
+        tokens += [PAD] * filling
+        positions.append(np.zeros(filling, int))
     return TokenBatch(
         tokens_BT=torch.from_numpy(np.array([tokens])),
         positions_BT=torch.from_numpy(np.concatenate(positions)[None]),
@@ -87,6 +91,16 @@ def pack(groups: Sequence[PromptGroup]) -> TokenBatch:
         sequences=len(predictors),
         shared=SharedPrompts.of(spans),
     )
+
+
+def repeated_length(count: int) -> int:
+    """`count` or up to a thirty-second more: a length that soon comes again.
+
+    Matrix products are prepared for each new length, and memory that was freed at one does not fit another.
+    On CPUs that made the steps of a small model half as long again.
+    """
+    step = max(16, (1 << count.bit_length() - 1) // 32)
+    return -(-count // step) * step
 
 
 def pad(groups: Sequence[PromptGroup]) -> TokenBatch:

@@ -112,7 +112,8 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def load_kernels() -> ctypes.CDLL:
+    """The compiled kernels; the first call on a machine compiles them."""
     return ctypes.CDLL(str(compiled_library("iris_row_attention", [HERE / "row_attention.cpp"], FLAGS)))
 
 
@@ -120,7 +121,7 @@ def _call(name: str, tensors: list[torch.Tensor], segments_N4: torch.Tensor, sca
     (_, heads, size), (_, kv_heads, _), (_, _, value_size) = (tensor.shape for tensor in tensors[:3])
     strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
     segments_N4 = segments_N4.contiguous()
-    getattr(_library(), f"iris_row_attention_{name}")(
+    getattr(load_kernels(), f"iris_row_attention_{name}")(
         ctypes.c_int(tensors[0].element_size()),
         (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors)),
         (ctypes.c_int64 * len(strides))(*strides),
