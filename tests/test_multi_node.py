@@ -64,11 +64,12 @@ class Lost:
 
     def __init__(self, runs: Path, nodes: Cluster):
         self.nodes = nodes
+        # Before the run, which looks for room as soon as it has read its data.
+        self.learner, self.first = self.add("learner", 1), self.add("generators", 2)
         self.run = play(RECIPE, runs, f"run.ray_address={nodes.address}")
 
     def play(self) -> None:
-        head, learner = self.nodes.head_node, self.add("learner", 1)
-        first = self.add("generators", 2)
+        head, learner, first = self.nodes.head_node, self.learner, self.first
         self.run.wait_for(lambda: self.run.events("step"))
         self.before = [self.seen(node) for node in (head, learner, first)]
         second = self.add("generators", 2)

@@ -23,7 +23,7 @@ PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "aten::mkldn
 # The first group with a part of the operation's name takes it.
 PARTS = {
     HEAD: ("log_softmax", "nll_loss", "index_add"),
-    ATTENTION: ("bmm", "softmax", "scaled_dot_product", "_Spread", "_Collect", "index_select"),
+    ATTENTION: ("row_attention", "bmm", "softmax", "scaled_dot_product", "index_select"),
     NORMS: ("Call CompiledFxGraph", "aten::"),  # kernels that torch.compile wrote have no name of their own
 }
 
@@ -33,9 +33,8 @@ def profile_steps(
 ) -> dict[str, float]:
     """Seconds of a step by group, the mean over `batches`. References should be known.
 
-    Products with a side of `vocab` are the head's, so no other size of the model should equal it. Moves of
-    tokens to sequences and back count as attention, gradients' accumulation as elementwise. The profiler
-    itself slows each operation, small ones the most.
+    Products with a side of `vocab` are the head's, so no other size of the model should equal it. Gradients'
+    accumulation counts as elementwise. The profiler itself slows each operation, small ones the most.
     """
     update = learner.engine.step
 
