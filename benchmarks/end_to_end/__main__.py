@@ -1,6 +1,8 @@
 """The benchmark: `python -m benchmarks.end_to_end` does the same job in five ways, by turns."""
 
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Annotated, Any, cast
 
@@ -73,7 +75,8 @@ def benchmark(
         max_response_tokens=max_response_tokens,
         seed=seed,
     )
-    with errors.status("starting") as status:
+    # Libraries log to stdout, which is the report's.
+    with errors.status("starting") as status, redirect_stdout(sys.stderr):
         rows = measure(settings, cast(list[Way], chosen), wanted, repeats, status.update)
     report: dict[str, Any] = {
         "machine": machine(threads=1),
