@@ -36,7 +36,7 @@ def compiled_library(name: str, sources: Sequence[Path], flags: Sequence[str]) -
             name,
             [str(source) for source in sources],
             extra_cflags=["-O3", "-march=native", *flags],
-            extra_ldflags=[flag for flag in flags if flag == "-fopenmp"],
+            extra_ldflags=list(flags),
             build_directory=str(folder / name),
             is_python_module=False,
         )

@@ -38,17 +38,6 @@ def row_attention(
     return out_THE, logsums_TH
 
 
-@row_attention.register_fake
-def _(
-    query_THD: torch.Tensor,
-    key_TKD: torch.Tensor,
-    value_TKE: torch.Tensor,
-    segments_N4: torch.Tensor,
-    scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _like(query_THD, value_TKE)
-
-
 @torch.library.custom_op("iris_ray::row_attention_backward", mutates_args=(), device_types="cpu")
 def row_attention_backward(
     query_THD: torch.Tensor,
@@ -62,25 +51,10 @@ def row_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of queries, keys and values from that of `row_attention`'s first result."""
     given = [query_THD, key_TKD, value_TKE]
-    grads = [tensor.new_empty(tensor.shape) for tensor in given]
+    grads = _empty(*given)
     tensors = [_dense(tensor) for tensor in (*given, out_THE, logsums_TH, grad_THE)]
     _call("backward", [*tensors, *grads], segments_N4, scaling)
-    return grads[0], grads[1], grads[2]
-
-
-@row_attention_backward.register_fake
-def _(
-    query_THD: torch.Tensor,
-    key_TKD: torch.Tensor,
-    value_TKE: torch.Tensor,
-    out_THE: torch.Tensor,
-    logsums_TH: torch.Tensor,
-    grad_THE: torch.Tensor,
-    segments_N4: torch.Tensor,
-    scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_THD, key_TKD, value_TKE))
-    return query, key, value
+    return grads
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -95,6 +69,8 @@ def _backward(ctx: Any, grad: torch.Tensor, _: None) -> tuple[torch.Tensor | Non
 
 
 row_attention.register_autograd(_backward, setup_context=_setup)
+row_attention.register_fake(lambda query, key, value, segments, scaling: _like(query, value))
+row_attention_backward.register_fake(lambda query, key, value, *others: _empty(query, key, value))
 
 
 def _like(query_THD: torch.Tensor, value_TKE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,6 +80,12 @@ def _like(query_THD: torch.Tensor, value_TKE: torch.Tensor) -> tuple[torch.Tenso
         value_TKE.new_empty(tokens, heads, value_TKE.shape[-1]),
         query_THD.new_empty(tokens, heads, dtype=wide),
     )
+
+
+def _empty(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
