@@ -42,7 +42,7 @@ import deepspeed, ray, vllm
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from iris_ray.learner.compiled_ops import load_collectives
-from iris_ray.learner.row_attention.op import load_kernels
+from iris_ray.learner.kernels.library import load_kernels
 
 load_collectives()
 load_kernels()

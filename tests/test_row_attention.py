@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iris_ray.learner.row_attention.op import row_attention
+from iris_ray.learner.kernels.row_attention import row_attention
 
 # Of each token's vector, relative to the largest one, or to what random vectors' products are.
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.02}

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import iris_ray.learner.row_attention.op  # noqa: F401, registers its operators
+import iris_ray.learner.kernels.row_attention  # noqa: F401, registers its operators
 
 
 def calls(task: Callable[[], Any]) -> int:

@@ -22,7 +22,7 @@ MATRICES, ATTENTION, NORMS, HEAD, OPTIMIZER, OTHER = GROUPS = (
 PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "aten::mkldnn_linear")
 # The first group with a part of the operation's name takes it.
 PARTS = {
-    HEAD: ("log_softmax", "nll_loss", "index_add"),
+    HEAD: ("label_logprobs", "index_add"),
     ATTENTION: ("row_attention", "bmm", "softmax", "scaled_dot_product", "index_select"),
     NORMS: ("Call CompiledFxGraph", "aten::"),  # kernels that torch.compile wrote have no name of their own
 }

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from iris_ray.learner.kernels import HAS_KERNELS
+from iris_ray.learner.kernels.label_logprobs import label_logprobs
 from iris_ray.learner.shared_prompts import knows_shared_prompts, use_shared_prompts
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pack, pad, repeated_length
 
@@ -98,6 +100,8 @@ class SequenceScorer(nn.Module):
 
 
 def _logprobs(logits_RV: torch.Tensor, labels_R: torch.Tensor, temperature: float) -> torch.Tensor:
+    if logits_RV.device.type in HAS_KERNELS:
+        return label_logprobs(logits_RV, labels_R, 1 / temperature)[0]
     wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     if temperature != 1:
         wide_RV = wide_RV / temperature

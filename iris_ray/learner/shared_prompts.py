@@ -16,11 +16,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from iris_ray.learner.row_attention.op import row_attention
+from iris_ray.learner.kernels import HAS_KERNELS
+from iris_ray.learner.kernels.row_attention import row_attention
 from iris_ray.learner.sequences_apart import Places, attention_of_sequences
 
 NAME = "iris_shared_prompts"
-HAS_KERNELS = ("cpu",)
 
 
 @dataclass(frozen=True)

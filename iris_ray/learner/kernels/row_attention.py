@@ -1,20 +1,15 @@
-"""The operator: row_attention.cpp for autograd and compilers.
+"""Attention over a row in which responses share their prompt: row_attention.cpp for autograd and compilers.
 
 Shapes: T tokens of the row, N segments, H heads of queries, K heads of keys and values, D size of a head of
 queries and keys, E size of one of values.
 """
 
 import ctypes
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from iris_ray.learner.compiled_ops import compiled_library
-
-HERE = Path(__file__).parent
-FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+from iris_ray.learner.kernels.library import load_kernels
 
 
 @torch.library.custom_op("iris_ray::row_attention", mutates_args=(), device_types="cpu")
@@ -91,12 +86,6 @@ def _empty(
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """With the numbers of a head side by side."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-@cache
-def load_kernels() -> ctypes.CDLL:
-    """The compiled kernels; the first call on a machine compiles them."""
-    return ctypes.CDLL(str(compiled_library("iris_row_attention", [HERE / "row_attention.cpp"], FLAGS)))
 
 
 def _call(name: str, tensors: list[torch.Tensor], segments_N4: torch.Tensor, scaling: float) -> None:

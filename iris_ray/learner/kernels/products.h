@@ -1,16 +1,14 @@
 // Matrix products of small blocks that stay in a core's cache.
 //
-// A product sums over one axis. Its factors are laid out in "units": WIDTH numbers that are neighbours along
-// the summed axis. In bfloat16 a unit is a pair where the processor multiplies pairs (AVX512_BF16);
-// everywhere else it is a number. The right factor lies in panels of 16 columns, so that a row of a panel
-// fills a vector.
+// A product sums over one axis. Its factors are laid out in "units": WIDTH
+// numbers that are neighbours along the summed axis. In bfloat16 a unit is a
+// pair where the processor multiplies pairs (AVX512_BF16); everywhere else it
+// is a number. The right factor lies in panels of 16 columns, so that a row of
+// a panel fills a vector.
 
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "numbers.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
@@ -19,46 +17,16 @@
 
 #define IRIS_UNROLL _Pragma("GCC unroll 8")
 
-constexpr int64_t LANES = 16; // columns of a panel
-constexpr int64_t ROWS = 4;   // rows of a tile
+constexpr int64_t ROWS = 4; // rows of a tile
 
 inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-// The upper half of a float32, rounded to nearest, ties to even.
-inline uint32_t rounded(float value) {
-  const uint32_t bits = bits_of(value), nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest; // NaN
-}
-
-inline double widen(double value) { return value; }
-inline float widen(float value) { return value; }
-inline float widen(BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-inline void narrow(double value, double *to) { *to = value; }
-inline void narrow(float value, float *to) { *to = value; }
-inline void narrow(float value, BFloat16 *to) { to->bits = static_cast<uint16_t>(rounded(value)); }
-
-// A format of products: what is summed up (Number), what is multiplied (Unit), and sums of 16 columns
-// (Vector).
+// A format of products: what is summed up (Number), what is multiplied (Unit),
+// and sums of 16 columns (Vector).
 template <class T> struct Plain {
   using Number = T;
   using Unit = T;
-  typedef T Vector __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias));
+  using Vector = ::Vector<T>;
   static constexpr int64_t WIDTH = 1;
   static Unit unit(const T *numbers, int64_t) { return *numbers; }
   static Vector add(Vector sums, Unit left, const Unit *right) {
@@ -70,7 +38,7 @@ template <class T> struct Plain {
 struct Pairs {
   using Number = float;
   using Unit = uint32_t;
-  using Vector = Plain<float>::Vector;
+  using Vector = ::Vector<float>;
   static constexpr int64_t WIDTH = 2;
   static Unit unit(const float *numbers, int64_t step) {
     return rounded(numbers[0]) | rounded(numbers[step]) << 16;
@@ -85,44 +53,10 @@ using OfBFloat16 = Pairs;
 using OfBFloat16 = Plain<float>;
 #endif
 
-inline Plain<double>::Vector exponential(Plain<double>::Vector x) {
-  for (int64_t lane = 0; lane < LANES; ++lane)
-    x[lane] = std::exp(x[lane]);
-  return x;
-}
-
-// e^x = 2^n · e^r with |r| <= ½ ln 2: e^r by a polynomial, 2^n by its bits. To 3e-7 of the result up to x =
-// 88, 0 below -87.
-inline Plain<float>::Vector exponential(Plain<float>::Vector x) {
-  using Vector = Plain<float>::Vector;
-  typedef int32_t Bits __attribute__((vector_size(sizeof(Vector))));
-  const float round = 0x1.8p23f; // added and taken away again, it leaves an integer
-  const Vector n = (x * 1.44269504f + round) - round;
-  const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f; // ln 2 in two parts
-  Vector sum = Vector{} + 0.00136976f;
-  for (float next : {0.00837312f, 0.04166684f, 0.16666668f, 0.5f, 1.0f, 1.0f})
-    sum = sum * r + next;
-  const Bits power = (__builtin_convertvector(n, Bits) + 127) << 23;
-  return x < -87.0f ? Vector{} : sum * (Vector)power;
-}
-
-template <class Vector> auto largest(Vector values) {
-  auto most = values[0];
-  for (int64_t lane = 1; lane < LANES; ++lane)
-    most = std::max(most, values[lane]);
-  return most;
-}
-
-template <class Vector> auto total(Vector values) {
-  auto sum = values[0];
-  for (int64_t lane = 1; lane < LANES; ++lane)
-    sum += values[lane];
-  return sum;
-}
-
-// The layouts of a product's factors, made from `count` rows of `width` numbers. Summed over is the width
-// (..._columns) or the count (..._rows), which has to be a multiple of WIDTH; other sides of a right factor
-// are multiples of 16.
+// The layouts of a product's factors, made from `count` rows of `width`
+// numbers. Summed over is the width
+// (..._columns) or the count (..._rows), which has to be a multiple of WIDTH;
+// other sides of a right factor are multiples of 16.
 
 template <class Math>
 void left_over_columns(const typename Math::Number *rows, int64_t count, int64_t width,
@@ -182,8 +116,8 @@ inline void tile(Left<Math> left, Right<Math> right, int64_t units, typename Mat
       reinterpret_cast<Vector *>(out + r * stride + p * LANES) = sums[r][p];
 }
 
-// out (rows, columns) = left · right, or += with `add`. Sums run over `units`, rows are a multiple of 4,
-// columns of 16.
+// out (rows, columns) = left · right, or += with `add`. Sums run over `units`,
+// rows are a multiple of 4, columns of 16.
 template <class Math>
 void product(Left<Math> left, Right<Math> right, int64_t rows, int64_t units, int64_t columns,
              typename Math::Number *out, int64_t stride, bool add) {
