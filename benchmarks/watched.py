@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.processes import Sample, sample
 
 EVERY_S = 1.0
+MOST_SHARE = 0.02  # of the time that may go to looking: reading the memory maps of a run takes a while
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def watch(
     each: Callable[[Sample], Any] = lambda _: None,
     **environment: str,
 ) -> Watched:
-    """Run a command to its end; `each` gets a sample a second.
+    """Run a command to its end; `each` gets a sample a second, or every few seconds of many processes.
 
     Raises `RuntimeError` with what it printed if it fails.
     """
@@ -39,10 +40,11 @@ def watch(
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | environment)
         while process.poll() is None:
+            looked = time.monotonic()
             each(found := sample(process.pid))
             peak = max(peak, found.mib)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(EVERY_S)
+                process.wait(max(EVERY_S, (time.monotonic() - looked) / MOST_SHARE))
     if process.returncode:
         raise RuntimeError(f"{command} failed: {log.read_text()[-4000:]}")
     return Watched(began, time.time() - began, peak)

@@ -99,6 +99,7 @@ class Settings:
             "batch_size": self.batch,
             "num_cpus": 1,
             "zero_stage": 0,
+            "compile": True,
             "learning_rate": LEARNING_RATE,
             "lr_schedule": "constant",
         }

@@ -21,14 +21,14 @@ constexpr int64_t ROWS = 4; // rows of a tile
 
 inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-// A format of products: what is summed up (Number), what is multiplied (Unit),
-// and sums of 16 columns (Vector).
+// A format of products: what is summed up (Number), what is multiplied (Unit), and sums of 16 columns
+// (Vector). `unit` makes one of numbers `step` apart, as a tensor has them or as they are summed up.
 template <class T> struct Plain {
   using Number = T;
   using Unit = T;
   using Vector = ::Vector<T>;
   static constexpr int64_t WIDTH = 1;
-  static Unit unit(const T *numbers, int64_t) { return *numbers; }
+  template <class From> static Unit unit(const From *numbers, int64_t) { return widen(*numbers); }
   static Vector add(Vector sums, Unit left, const Unit *right) {
     return sums + left * *reinterpret_cast<const Vector *>(right);
   }
@@ -40,6 +40,9 @@ struct Pairs {
   using Unit = uint32_t;
   using Vector = ::Vector<float>;
   static constexpr int64_t WIDTH = 2;
+  static Unit unit(const BFloat16 *numbers, int64_t step) {
+    return numbers[0].bits | static_cast<Unit>(numbers[step].bits) << 16;
+  }
   static Unit unit(const float *numbers, int64_t step) {
     return rounded(numbers[0]) | rounded(numbers[step]) << 16;
   }
@@ -53,38 +56,33 @@ using OfBFloat16 = Pairs;
 using OfBFloat16 = Plain<float>;
 #endif
 
-// The layouts of a product's factors, made from `count` rows of `width`
-// numbers. Summed over is the width
-// (..._columns) or the count (..._rows), which has to be a multiple of WIDTH;
-// other sides of a right factor are multiples of 16.
+// The layouts of a product's factors, made from `count` rows of `width` numbers. Summed over is the width
+// (..._columns) or the count (..._rows), which has to be a multiple of WIDTH; other sides of a right factor
+// are multiples of 16.
 
-template <class Math>
-void left_over_columns(const typename Math::Number *rows, int64_t count, int64_t width,
-                       typename Math::Unit *to) {
+template <class Math, class From>
+void left_over_columns(const From *rows, int64_t count, int64_t width, typename Math::Unit *to) {
   for (int64_t u = 0; u < count * width / Math::WIDTH; ++u)
     to[u] = Math::unit(rows + u * Math::WIDTH, 1);
 }
 
-template <class Math>
-void left_over_rows(const typename Math::Number *rows, int64_t count, int64_t width,
-                    typename Math::Unit *to) {
+template <class Math, class From>
+void left_over_rows(const From *rows, int64_t count, int64_t width, typename Math::Unit *to) {
   for (int64_t r = 0; r < count; r += Math::WIDTH, to += width)
     for (int64_t c = 0; c < width; ++c)
       to[c] = Math::unit(rows + r * width + c, width);
 }
 
-template <class Math>
-void right_over_rows(const typename Math::Number *rows, int64_t count, int64_t width,
-                     typename Math::Unit *to) {
+template <class Math, class From>
+void right_over_rows(const From *rows, int64_t count, int64_t width, typename Math::Unit *to) {
   for (int64_t panel = 0; panel < width; panel += LANES)
     for (int64_t r = 0; r < count; r += Math::WIDTH, to += LANES)
       for (int64_t lane = 0; lane < LANES; ++lane)
         to[lane] = Math::unit(rows + r * width + panel + lane, width);
 }
 
-template <class Math>
-void right_over_columns(const typename Math::Number *rows, int64_t count, int64_t width,
-                        typename Math::Unit *to) {
+template <class Math, class From>
+void right_over_columns(const From *rows, int64_t count, int64_t width, typename Math::Unit *to) {
   for (int64_t panel = 0; panel < count; panel += LANES)
     for (int64_t c = 0; c < width; c += Math::WIDTH, to += LANES)
       for (int64_t lane = 0; lane < LANES; ++lane)

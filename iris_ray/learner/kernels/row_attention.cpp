@@ -35,15 +35,22 @@ template <class T> struct Heads {
 };
 
 // `count` tokens of a head as rows of `width` numbers; zeros fill up `rows` and `width`.
-template <class T, class Number>
+template <class T>
 void read(Heads<const T> from, int64_t begin, int64_t count, int64_t head, int64_t size, int64_t rows,
-          int64_t width, Number *to) {
-  std::fill(to, to + rows * width, Number(0));
-  for (int64_t r = 0; r < count; ++r) {
-    const T *row = from.at(begin + r, head);
-    for (int64_t c = 0; c < size; ++c)
-      to[r * width + c] = widen(row[c]);
+          int64_t width, T *to) {
+  for (int64_t r = 0; r < rows; ++r, to += width) {
+    const int64_t filled = r < count ? size : 0;
+    if (filled)
+      std::copy_n(from.at(begin + r, head), size, to);
+    std::fill(to + filled, to + width, T{});
   }
+}
+
+// Have memory send what `read` would take: rows lie too far apart for a core to see them coming.
+template <class T> void fetch(Heads<const T> from, int64_t begin, int64_t count, int64_t head, int64_t size) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t c = 0; c < size; c += 64 / sizeof(T))
+      __builtin_prefetch(from.at(begin + r, head) + c);
 }
 
 template <class T, class Number>
@@ -97,10 +104,11 @@ private:
 };
 
 // One thread's memory.
-template <class Math> struct Scratch {
+template <class T, class Math> struct Scratch {
   using Number = typename Math::Number;
   using Unit = typename Math::Unit;
-  Room<Number> rows, scores, slopes, query, grad, out;
+  Room<T> rows, query, grad;
+  Room<Number> scores, slopes, out;
   Room<Unit> left, left_grad, over_keys, over_queries, slopes_over_queries, right_query, right_grad;
   std::vector<Number> dkey, dvalue;
   Packed<Math> keys_by_column, values_by_column, keys_by_row, values_by_row;
@@ -180,7 +188,7 @@ void in_parallel(const Segment *segments, int64_t count, int64_t kv_heads, int64
 
 template <class T, class Math>
 void forward(const Work &work, const Shape &shape, Heads<const T> query, Heads<const T> key,
-             Heads<const T> value, Heads<T> out, typename Math::Number *logsums, Scratch<Math> &scratch) {
+             Heads<const T> value, Heads<T> out, typename Math::Number *logsums, Scratch<T, Math> &scratch) {
   using Number = typename Math::Number;
   using Vector = typename Math::Vector;
   const int64_t width = round_up(shape.size, LANES), value_width = round_up(shape.value_size, LANES);
@@ -188,14 +196,14 @@ void forward(const Work &work, const Shape &shape, Heads<const T> query, Heads<c
   scratch.values_by_row.clear(value_width);
   for (const Segment *s = work.first; s < work.last; ++s) {
     const int64_t rows = round_up(s->length(), LANES);
-    Number *numbers = scratch.rows.of(rows * std::max(width, value_width));
+    T *numbers = scratch.rows.of(rows * std::max(width, value_width));
     read(key, s->begin, s->length(), work.kv_head, shape.size, rows, width, numbers);
     right_over_columns<Math>(numbers, rows, width, scratch.keys_by_column.next(rows));
     read(value, s->begin, s->length(), work.kv_head, shape.value_size, rows, value_width, numbers);
     right_over_rows<Math>(numbers, rows, value_width, scratch.values_by_row.next(rows));
   }
   work.each_block(shape, [&](const Block &block, int64_t head) {
-    Number *numbers = scratch.query.of(block.rows * width);
+    T *numbers = scratch.query.of(block.rows * width);
     auto *left = scratch.left.of(block.rows * width);
     read(query, block.token(), block.count, head, shape.size, block.rows, width, numbers);
     left_over_columns<Math>(numbers, block.rows, width, left);
@@ -233,7 +241,7 @@ void forward(const Work &work, const Shape &shape, Heads<const T> query, Heads<c
 template <class T, class Math>
 void backward(const Work &work, const Shape &shape, Heads<const T> query, Heads<const T> key,
               Heads<const T> value, Heads<const T> out, const typename Math::Number *logsums,
-              Heads<const T> grad, Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue, Scratch<Math> &scratch) {
+              Heads<const T> grad, Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue, Scratch<T, Math> &scratch) {
   using Number = typename Math::Number;
   using Vector = typename Math::Vector;
   const int64_t width = round_up(shape.size, LANES), value_width = round_up(shape.value_size, LANES);
@@ -244,7 +252,7 @@ void backward(const Work &work, const Shape &shape, Heads<const T> query, Heads<
   int64_t all = 0;
   for (const Segment *s = work.first; s < work.last; ++s) {
     const int64_t rows = round_up(s->length(), LANES);
-    Number *numbers = scratch.rows.of(rows * std::max(width, value_width));
+    T *numbers = scratch.rows.of(rows * std::max(width, value_width));
     read(key, s->begin, s->length(), work.kv_head, shape.size, rows, width, numbers);
     right_over_columns<Math>(numbers, rows, width, scratch.keys_by_column.next(rows));
     right_over_rows<Math>(numbers, rows, width, scratch.keys_by_row.next(rows));
@@ -257,7 +265,8 @@ void backward(const Work &work, const Shape &shape, Heads<const T> query, Heads<
   scratch.dvalue.assign(all * value_width, 0);
   work.each_block(shape, [&](const Block &block, int64_t head) {
     const int64_t rows = block.rows, columns = block.columns, units = rows / Math::WIDTH;
-    Number *numbers = scratch.query.of(rows * width), *grads = scratch.grad.of(rows * value_width);
+    T *numbers = scratch.query.of(rows * width), *grads = scratch.grad.of(rows * value_width);
+    fetch(out, block.token(), block.count, head, shape.value_size);
     read(query, block.token(), block.count, head, shape.size, rows, width, numbers);
     read(grad, block.token(), block.count, head, shape.value_size, rows, value_width, grads);
     auto *left = scratch.left.of(rows * width), *left_grad = scratch.left_grad.of(rows * value_width);
@@ -273,7 +282,7 @@ void backward(const Work &work, const Shape &shape, Heads<const T> query, Heads<
       const T *result = out.at(block.token() + r, head);
 #pragma omp simd reduction(+ : mean)
       for (int64_t c = 0; c < shape.value_size; ++c)
-        mean += grads[r * value_width + c] * widen(result[c]);
+        mean += widen(grads[r * value_width + c]) * widen(result[c]);
       const Number logsum = logsums[(block.token() + r) * shape.heads + head];
       block.hide(r, row);
       for (int64_t c = 0; c < columns; c += LANES) {
@@ -331,7 +340,7 @@ template <class T, class Math>
 void run_forward(const Tensors &tensors, const Segment *segments, int64_t count, const Shape &shape,
                  int64_t threads) {
   in_parallel(segments, count, shape.kv_heads, threads, [&](const Work &work) {
-    static thread_local Scratch<Math> scratch;
+    static thread_local Scratch<T, Math> scratch;
     forward<T, Math>(work, shape, tensors.heads<const T>(0), tensors.heads<const T>(1),
                      tensors.heads<const T>(2), tensors.heads<T>(3), tensors.whole<typename Math::Number>(4),
                      scratch);
@@ -342,7 +351,7 @@ template <class T, class Math>
 void run_backward(const Tensors &tensors, const Segment *segments, int64_t count, const Shape &shape,
                   int64_t threads) {
   in_parallel(segments, count, shape.kv_heads, threads, [&](const Work &work) {
-    static thread_local Scratch<Math> scratch;
+    static thread_local Scratch<T, Math> scratch;
     backward<T, Math>(work, shape, tensors.heads<const T>(0), tensors.heads<const T>(1),
                       tensors.heads<const T>(2), tensors.heads<const T>(3),
                       tensors.whole<const typename Math::Number>(4), tensors.heads<const T>(5),
