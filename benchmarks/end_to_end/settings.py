@@ -43,16 +43,16 @@ class Settings:
     heads: int = 4
     kv_heads: int = 2
     vocab: int = 4096
-    min_digits: int = 3
-    max_digits: int = 8
-    iterations: int = 3
-    pairs: int = 640
+    min_digits: int = 6
+    max_digits: int = 10
+    iterations: int = 2
+    pairs: int = 1280
     batch: int = 32
     refresh: int = 8
     concurrency: int = 64
     max_prompt_tokens: int = 32
-    max_response_tokens: int = 16
-    warmup_steps: int = 600
+    max_response_tokens: int = 72
+    warmup_steps: int = 800
     start_score: float = 0.5
     holdout: int = 256
     seed: int = 0
@@ -161,8 +161,14 @@ def make_start(settings: Settings, folder: Path) -> Start:
 
 
 def _made(settings: Settings) -> list[dict[str, str]]:
+    """Digits to sort one by one, for responses that are not short: "sort 529" becomes "5 25 259"."""
     task = SortDigits(examples=settings.rows, min_digits=settings.min_digits, max_digits=settings.max_digits)
-    return make_rows(task, settings.holdout, settings.seed)
+    rows = make_rows(task, settings.holdout, settings.seed)
+    return [row | {"response": _one_by_one(row["prompt"].removeprefix("sort "))} for row in rows]
+
+
+def _one_by_one(digits: str) -> str:
+    return " ".join("".join(sorted(digits[:count])) for count in range(1, len(digits) + 1))
 
 
 def _read(path: Path, settings: Settings) -> list[dict[str, str]]:
