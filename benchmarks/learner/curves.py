@@ -1,4 +1,4 @@
-"""How both sides fare as sequences, vocabulary and model grow, one at a time."""
+"""How both sides fare as sequences, batches, vocabulary and model grow, one at a time."""
 
 import csv
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from benchmarks.learner.workload import DType, Workload
 
 VALUES = {
     "length": (64, 128, 256, 512, 1024, 2048),
+    "pairs": (4, 8, 16, 32, 64),
     "vocab": (512, 4096, 32768, 151936),
     "hidden": (128, 256, 512, 1024),
 }
@@ -38,7 +39,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a curve. Values are tokens of prompt and response, entries, or the hidden size."""
+    """A place on a curve. Values are tokens of prompt and response, pairs, entries, or the hidden size."""
 
     curve: str
     value: int
@@ -53,6 +54,8 @@ class Point:
                     response_tokens=self.value - prompt,
                     pairs=max(2, BATCH_TOKENS // self.value),
                 )
+            case "pairs":
+                return Workload(pairs=self.value)
             case "vocab":
                 return Workload(vocab=self.value, pairs=BATCH_PAIRS)
             case _:

@@ -12,6 +12,7 @@ from benchmarks.style import STYLE
 
 TITLES = {
     "length": "mean tokens of a sequence",
+    "pairs": "pairs a step",
     "vocab": "vocabulary",
     "hidden": "hidden size",
 }
