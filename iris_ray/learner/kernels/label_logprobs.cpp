@@ -1,8 +1,7 @@
 // log softmax of a row of logits at one label, on CPUs.
 //
-// A row stays in the core's cache while it is read twice: for its largest
-// logit, and for the log of its softmax's sum. From that log the backward pass
-// has the softmax again; no wider copy of the table is kept.
+// A row stays in the core's cache while it is read twice: for its largest logit, and for the log of its
+// softmax's sum. From that log the backward pass has the softmax again; no wider copy of the table is kept.
 
 #include "numbers.h"
 
@@ -24,8 +23,7 @@ void write(Vector<float> numbers, BFloat16 *to) {
 
 template <class T> using Wide = decltype(widen(T{}));
 
-// Calls play(block, place) for the row's logits, 16 at a time; the last block
-// is filled up with -inf.
+// Calls play(block, place) for the row's logits, 16 at a time; the last block is filled up with -inf.
 template <class T, class Play> void each_block(const T *row, int64_t size, Play play) {
   int64_t v = 0;
   for (; v + LANES <= size; v += LANES)
@@ -68,8 +66,7 @@ void backward(const T *logits, int64_t size, int64_t label, double scaling, Wide
 
 } // namespace
 
-// Log-probs, logs of sums and their gradients are float32, or
-// float64 as the logits.
+// Log-probs, logs of sums and their gradients are float32, or float64 as the logits.
 #define IRIS_EXPORT(NAME, T)                                                                                 \
   extern "C" void iris_label_logprobs_forward_##NAME(const T *logits, const int64_t *labels, int64_t rows,   \
                                                      int64_t size, double scaling, int64_t threads,          \

@@ -50,8 +50,8 @@ inline Vector<double> exponential(Vector<double> x) {
   return x;
 }
 
-// e^x = 2^n · e^r with |r| <= ½ ln 2: e^r by a polynomial, 2^n by its bits. To
-// 3e-7 of the result up to x = 88, 0 below -87.
+// e^x = 2^n · e^r with |r| <= ½ ln 2: e^r by a polynomial, 2^n by its bits. To 3e-7 of the result up to x =
+// 88, 0 below -87.
 inline Vector<float> exponential(Vector<float> x) {
   const float round = 0x1.8p23f; // added and taken away again, it leaves an integer
   const Vector<float> n = (x * 1.44269504f + round) - round;

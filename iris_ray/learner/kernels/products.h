@@ -1,10 +1,9 @@
 // Matrix products of small blocks that stay in a core's cache.
 //
-// A product sums over one axis. Its factors are laid out in "units": WIDTH
-// numbers that are neighbours along the summed axis. In bfloat16 a unit is a
-// pair where the processor multiplies pairs (AVX512_BF16); everywhere else it
-// is a number. The right factor lies in panels of 16 columns, so that a row of
-// a panel fills a vector.
+// A product sums over one axis. Its factors are laid out in "units": WIDTH numbers that are neighbours along
+// the summed axis. In bfloat16 a unit is a pair where the processor multiplies pairs (AVX512_BF16);
+// everywhere else it is a number. The right factor lies in panels of 16 columns, so that a row of a panel
+// fills a vector.
 
 #pragma once
 
@@ -114,8 +113,8 @@ inline void tile(Left<Math> left, Right<Math> right, int64_t units, typename Mat
       reinterpret_cast<Vector *>(out + r * stride + p * LANES) = sums[r][p];
 }
 
-// out (rows, columns) = left · right, or += with `add`. Sums run over `units`,
-// rows are a multiple of 4, columns of 16.
+// out (rows, columns) = left · right, or += with `add`. Sums run over `units`, rows are a multiple of 4,
+// columns of 16.
 template <class Math>
 void product(Left<Math> left, Right<Math> right, int64_t rows, int64_t units, int64_t columns,
              typename Math::Number *out, int64_t stride, bool add) {

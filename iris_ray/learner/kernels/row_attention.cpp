@@ -241,7 +241,8 @@ void forward(const Work &work, const Shape &shape, Heads<const T> query, Heads<c
 template <class T, class Math>
 void backward(const Work &work, const Shape &shape, Heads<const T> query, Heads<const T> key,
               Heads<const T> value, Heads<const T> out, const typename Math::Number *logsums,
-              Heads<const T> grad, Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue, Scratch<T, Math> &scratch) {
+              Heads<const T> grad, Heads<T> dquery, Heads<T> dkey, Heads<T> dvalue,
+              Scratch<T, Math> &scratch) {
   using Number = typename Math::Number;
   using Vector = typename Math::Vector;
   const int64_t width = round_up(shape.size, LANES), value_width = round_up(shape.value_size, LANES);
