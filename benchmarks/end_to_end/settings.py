@@ -77,7 +77,7 @@ class Settings:
             "run": {"name": "start", "folder": str(folder), "seed": self.seed},
             "model": {"dtype": "float32"} | model,
             "data": {"path": str(data), "holdout": self.holdout}
-            # Online, the generators score what they wrote, which takes a place more.
+            # Generators score what they wrote, which takes a place more.
             | self.limits()
             | {"max_prompt_tokens": self.max_prompt_tokens + 1},
         }
@@ -105,6 +105,8 @@ class Settings:
         }
         if way == "online":
             schedule |= {"refresh": self.refresh}
+        # In float32 training is much the longer part, and generators have time to score.
+        if way == "online" or dtype == "fp32":
             learner |= {"reference": "generator"}
         return {
             "run": {"name": name, "folder": str(start.folder), "seed": self.seed},
