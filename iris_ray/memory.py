@@ -72,19 +72,23 @@ def activation_bytes(config: RunConfig, shape: "ModelShape", tokens: int, respon
 
     Counted per token and layer of a gated decoder: two norms with their float32 copies, queries, keys and
     values before and after rotation, attention's output, both residuals, and four tensors of the feed-forward
-    part. With gradient checkpointing a layer's input, and all of that for one layer alone. Of the logits of
-    response tokens, at most 256 MiB in float32 at a time, six such tables stand there: themselves,
-    log-softmax and gradients with their copies (measured on a CPU: 6 to 8).
+    part. Layers that are compiled for CPUs keep less: one copy of each, and no norm in float32. With gradient
+    checkpointing a layer's input, and all of that for one layer alone. Of the logits of response tokens, at
+    most 256 MiB in float32 at a time, six such tables stand there: themselves, log-softmax and gradients with
+    their copies. On CPUs it is five in the model's dtype (measured).
     """
+    on_cpu = config.learner.num_gpus == 0
     width, hidden = BYTES[config.model.dtype], shape.hidden
     attention = width * (6 * hidden + 3 * (shape.query_width + 2 * shape.kv_width))
     layer = 2 * hidden * (2 * width + 8) + attention + 4 * width * shape.intermediate
+    if config.learner.compile and on_cpu:
+        layer = width * (6 * hidden + shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate)
     layers = shape.layers
     kept = layers * layer
     if config.learner.gradient_checkpointing:
         kept = layers * width * hidden + layer
-    logits = min(response_tokens * shape.vocab * 4, LOGITS_BYTES)
-    return int(tokens * kept + 6 * logits)
+    logits = min(response_tokens * shape.vocab, LOGITS_BYTES // 4)
+    return int(tokens * kept + logits * (5 * width if on_cpu else 24))
 
 
 def checkpoint_bytes(config: RunConfig, parameters: int, trained: int, within_round: bool) -> int:
