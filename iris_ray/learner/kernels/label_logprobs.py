@@ -20,7 +20,7 @@ def label_logprobs(
     Takes bfloat16, float32 and float64. Returns that, and log Σ exp(`scaling` · logits), both (R,) in
     float32, or float64 as the logits.
     """
-    logprobs_R, logsums_R = _two(logits_RV)
+    logprobs_R, logsums_R = _empty(logits_RV)
     _call("forward", logits_RV.contiguous(), labels_R, scaling, logprobs_R, logsums_R)
     return logprobs_R, logsums_R
 
@@ -51,14 +51,14 @@ def _backward(ctx: Any, grad: torch.Tensor, _: None) -> tuple[torch.Tensor | Non
     return label_logprobs_backward(logits, labels, ctx.scaling, logsums, grad), None, None
 
 
-def _two(logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty(logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = torch.promote_types(logits_RV.dtype, torch.float32)
     rows = logits_RV.shape[0]
     return logits_RV.new_empty(rows, dtype=wide), logits_RV.new_empty(rows, dtype=wide)
 
 
 label_logprobs.register_autograd(_backward, setup_context=_setup)
-label_logprobs.register_fake(lambda logits, labels, scaling: _two(logits))
+label_logprobs.register_fake(lambda logits, labels, scaling: _empty(logits))
 label_logprobs_backward.register_fake(
     lambda logits, *others: torch.empty_like(logits, memory_format=torch.contiguous_format)
 )
@@ -69,14 +69,13 @@ def _call(
 ) -> None:
     rows, size = logits_RV.shape
     dtype = str(logits_RV.dtype).removeprefix("torch.")
-    kernel = getattr(load_kernels(), f"iris_label_logprobs_{name}_{dtype}")
-    tensors = [ctypes.c_void_p(tensor.data_ptr()) for tensor in others]
-    kernel(
+    labels_R = labels_R.contiguous()
+    getattr(load_kernels(), f"iris_label_logprobs_{name}_{dtype}")(
         ctypes.c_void_p(logits_RV.data_ptr()),
-        ctypes.c_void_p(labels_R.contiguous().data_ptr()),
+        ctypes.c_void_p(labels_R.data_ptr()),
         ctypes.c_int64(rows),
         ctypes.c_int64(size),
         ctypes.c_double(scaling),
         ctypes.c_int64(torch.get_num_threads()),
-        *tensors,
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in others),
     )
