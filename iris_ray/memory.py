@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
-LOGITS_BYTES = 256 << 20  # of logits that the learner holds at a time
+LOGITS_BYTES = (
+    256 << 20
+)  # of logits (as float32) that the learner holds at a time; it computes more in chunks
 
 
 @dataclass(frozen=True)

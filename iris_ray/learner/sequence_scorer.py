@@ -17,9 +17,8 @@ from iris_ray.learner.kernels import HAS_KERNELS
 from iris_ray.learner.kernels.label_logprobs import label_logprobs
 from iris_ray.learner.shared_prompts import knows_shared_prompts, use_shared_prompts
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pack, pad, repeated_length
+from iris_ray.memory import LOGITS_BYTES
 
-# Logits of this many bytes (float32) are held at a time; a larger table is computed in chunks.
-LOGITS_BYTES = 256 << 20
 # Two ways to compute the same log-prob, in nats per token.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
 TRIAL = [PromptGroup([3, 1, 4, 1], [[5, 9, 2], [6, 5, 3, 5, 8]]), PromptGroup([2, 7], [[1, 8, 2], [8]])]
