@@ -7,7 +7,7 @@
 
 namespace {
 
-// 16 neighbours, and what is made of 16.
+// LANES neighbours, and what is made of them.
 template <class T> Vector<T> read(const T *from) { return *reinterpret_cast<const Vector<T> *>(from); }
 template <class T> void write(Vector<T> numbers, T *to) { *reinterpret_cast<Vector<T> *>(to) = numbers; }
 
@@ -23,7 +23,7 @@ void write(Vector<float> numbers, BFloat16 *to) {
 
 template <class T> using Wide = decltype(widen(T{}));
 
-// Calls play(block, place) for the row's logits, 16 at a time; the last block is filled up with -inf.
+// Calls play(block, place) for the row's logits, LANES at a time; the last block is filled up with -inf.
 template <class T, class Play> void each_block(const T *row, int64_t size, Play play) {
   int64_t v = 0;
   for (; v + LANES <= size; v += LANES)

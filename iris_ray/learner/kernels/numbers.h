@@ -1,4 +1,4 @@
-// Numbers as tensors have them, and vectors of 16 in which kernels compute.
+// Numbers as tensors have them, and the vectors in which kernels compute.
 
 #pragma once
 
@@ -7,7 +7,15 @@
 #include <cstdint>
 #include <cstring>
 
-constexpr int64_t LANES = 16; // numbers of a vector
+// Numbers of a vector: as many of float32 as a register of the processor holds. The compiler takes longer ones
+// apart, comparisons number by number.
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
 
 template <class Number> struct Lanes {
   typedef Number Vector

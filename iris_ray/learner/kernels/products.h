@@ -2,7 +2,7 @@
 //
 // A product sums over one axis. Its factors are laid out in "units": WIDTH numbers that are neighbours along
 // the summed axis. In bfloat16 a unit is a pair where the processor multiplies pairs (AVX512_BF16);
-// everywhere else it is a number. The right factor lies in panels of 16 columns, so that a row of a panel
+// everywhere else it is a number. The right factor lies in panels of LANES columns, so that a row of a panel
 // fills a vector.
 
 #pragma once
@@ -16,12 +16,19 @@
 
 #define IRIS_UNROLL _Pragma("GCC unroll 8")
 
-constexpr int64_t ROWS = 4; // rows of a tile
+// A tile's rows and most panels: their sums fit in the processor's registers, which are 32, or 16 on x86 without
+// AVX-512.
+constexpr int64_t ROWS = 4;
+#if defined(__x86_64__) && !defined(__AVX512F__)
+constexpr int64_t MOST_PANELS = 3;
+#else
+constexpr int64_t MOST_PANELS = 4;
+#endif
 
 inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-// A format of products: what is summed up (Number), what is multiplied (Unit), and sums of 16 columns
-// (Vector). `unit` makes one of numbers `step` apart, as a tensor has them or as they are summed up.
+// A format of products: what is summed up (Number), what is multiplied (Unit), and sums of a panel's
+// columns (Vector). `unit` makes one of numbers `step` apart, as a tensor has them or as they are summed up.
 template <class T> struct Plain {
   using Number = T;
   using Unit = T;
@@ -57,7 +64,7 @@ using OfBFloat16 = Plain<float>;
 
 // The layouts of a product's factors, made from `count` rows of `width` numbers. Summed over is the width
 // (..._columns) or the count (..._rows), which has to be a multiple of WIDTH; other sides of a right factor
-// are multiples of 16.
+// are multiples of LANES.
 
 template <class Math, class From>
 void left_over_columns(const From *rows, int64_t count, int64_t width, typename Math::Unit *to) {
@@ -98,7 +105,7 @@ template <class Math> struct Right {
   int64_t units; // of a panel's column
 };
 
-// A tile of 4 rows and up to 4 panels, whose sums stay in registers.
+// A tile of ROWS and up to MOST_PANELS, whose sums stay in registers.
 template <class Math, int PANELS>
 inline void tile(Left<Math> left, Right<Math> right, int64_t units, typename Math::Number *out,
                  int64_t stride, bool add) {
@@ -113,17 +120,17 @@ inline void tile(Left<Math> left, Right<Math> right, int64_t units, typename Mat
       reinterpret_cast<Vector *>(out + r * stride + p * LANES) = sums[r][p];
 }
 
-// out (rows, columns) = left · right, or += with `add`. Sums run over `units`, rows are a multiple of 4,
-// columns of 16.
+// out (rows, columns) = left · right, or += with `add`. Sums run over `units`, rows are a multiple of ROWS,
+// columns of LANES.
 template <class Math>
 void product(Left<Math> left, Right<Math> right, int64_t rows, int64_t units, int64_t columns,
              typename Math::Number *out, int64_t stride, bool add) {
-  for (int64_t c = 0; c < columns; c += 4 * LANES)
+  for (int64_t c = 0; c < columns; c += MOST_PANELS * LANES)
     for (int64_t r = 0; r < rows; r += ROWS) {
       const Left<Math> from{left.data + r * left.row, left.row, left.step};
       const Right<Math> panels{right.data + c * right.units, right.units};
       auto *to = out + r * stride + c;
-      switch (std::min<int64_t>(4, (columns - c) / LANES)) {
+      switch (std::min<int64_t>(MOST_PANELS, (columns - c) / LANES)) {
       case 4:
         tile<Math, 4>(from, panels, units, to, stride, add);
         break;

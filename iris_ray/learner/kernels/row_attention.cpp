@@ -115,7 +115,7 @@ template <class T, class Math> struct Scratch {
 };
 
 // Some queries of a segment, and the columns of their scores: those of the prefix, filled up to a multiple of
-// 16, then those of the segment up to the last query, filled up too.
+// LANES, then those of the segment up to the last query, filled up too.
 struct Block {
   const Segment &segment;
   int64_t index, first, count, rows, prefix_columns, own_columns, columns;
