@@ -48,6 +48,7 @@ def examine(folder: Path, address: str | None) -> list[Finding]:
         _torchvision,
         _compiler,
         _gpus,
+        _arithmetic,
         _shared_memory,
         _open_files,
         lambda: _disk(folder),
@@ -129,6 +130,20 @@ def _gpus() -> Iterator[Finding]:
     else:
         fix = "Install the builds for GPUs: make EXTRA=gpu install."
         yield Finding("GPUs", "warning", f"there is a driver, but torch {torch.__version__} sees none", fix)
+
+
+def _arithmetic() -> Iterator[Finding]:
+    import torch
+
+    from iris_ray.precision import cpu_multiplies
+
+    has_bfloat16 = cpu_multiplies(torch.bfloat16)
+    found = f"{torch.backends.cpu.get_cpu_capability()}, {'with' if has_bfloat16 else 'without'} bfloat16"
+    if has_bfloat16 or torch.cuda.is_available():
+        yield Finding("CPU", "ok", found)
+    else:
+        fix = "Products are taken in float32: bfloat16 saves memory, no time. model.dtype=float32 is faster."
+        yield Finding("CPU", "warning", found, fix)
 
 
 def _shared_memory() -> Iterator[Finding]:

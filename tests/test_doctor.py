@@ -60,6 +60,14 @@ def test_a_torchvision_of_another_build_is_found(monkeypatch, tmp_path, vision, 
     assert found("torchvision", tmp_path).level == level
 
 
+def test_a_processor_without_bfloat16_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for has, level in ((True, "ok"), (False, "warning")):
+        monkeypatch.setattr("iris_ray.precision.cpu_multiplies", lambda dtype, has=has: has)
+        assert found("CPU", tmp_path).level == level
+    assert "model.dtype=float32" in found("CPU", tmp_path).fix
+
+
 def test_a_cluster_that_does_not_answer(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -15,6 +15,7 @@ from benchmarks.learner.workload import LEARNING_RATE, TORCH_NAMES
 from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair
 from iris_ray.learner.self_play_learner import SelfPlayLearner
+from iris_ray.precision import cpu_multiplies
 
 ALPHA = 1.5
 
@@ -54,8 +55,8 @@ class OurSide:
         return {"seconds": [self._step(pairs) for pairs in self.batches]}
 
     def matrix(self) -> dict[str, Any]:
-        """Operations per second of plain matrix products."""
-        return {"rates": matrix_rates(self.dtype)}
+        """Operations per second of plain matrix products, of the format that the learner's have."""
+        return {"rates": matrix_rates(self.dtype if cpu_multiplies(self.dtype) else torch.float32)}
 
     def profile(self) -> dict[str, Any]:
         """Seconds of a step by what they were spent on."""

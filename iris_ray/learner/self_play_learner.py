@@ -26,7 +26,7 @@ from iris_ray.learner.stopwatch import Stopwatch
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
 from iris_ray.plugins import configured_objective
-from iris_ray.precision import cast_parameters
+from iris_ray.precision import cast_parameters, widen_products
 
 IDLE = PromptGroup([0], [[0]])  # what a rank without pairs passes forward, for the sake of the others
 
@@ -55,6 +55,7 @@ class SelfPlayLearner:
         # log-probs.
         nn.Module.to(model, device).eval()
         cast_parameters(model, config.model.dtype)
+        widen_products(model)
         self.players = build_players(model, config)
         self.references: dict[int, torch.Tensor] = {}  # of each pair id, in this round
         self.skipped_in_a_row = 0
