@@ -122,7 +122,16 @@ def ray_here() -> Iterator[None]:
 
     from actors import names
 
-    ray.init(namespace=names.NAMESPACE, include_dashboard=False, log_to_driver=False)
+    def start() -> None:
+        ray.init(namespace=names.NAMESPACE, include_dashboard=False, log_to_driver=False)
+
+    try:
+        start()
+    except Exception as error:  # Ray has no class for it
+        # It gives a node 30 s, which another test's run may take, whose processes are killed and start anew.
+        if "timed out during startup" not in str(error):
+            raise
+        start()
     yield
     ray.shutdown()
 
