@@ -19,8 +19,8 @@ def cast_parameters(model: nn.Module, dtype: str) -> None:
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this machine's CPU has matrix products of `dtype`.
 
-    Where it has none of bfloat16 (x86 without AVX-512), libraries take the numbers one by one: measured, 15
-    to 20 times as slow as float32.
+    Where it has none of bfloat16 (x86 without AVX-512), libraries take the numbers one by one: measured, 17
+    to 25 times as slow as float32.
     """
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

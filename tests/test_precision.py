@@ -89,15 +89,17 @@ def test_a_learner_takes_the_same_steps(monkeypatch, settings):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_an_engine_rounds_once_too(monkeypatch, bias):
-    from iris_ray.weights import layer_swap
+@pytest.mark.parametrize("remove_weight", [True, False])
+def test_an_engine_rounds_once_too(monkeypatch, bias, remove_weight):
+    from iris_ray.weights import wide_layers
 
-    monkeypatch.setattr(layer_swap, "cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr(wide_layers, "cpu_multiplies", lambda dtype: False)
     torch.manual_seed(0)
     layer = nn.Linear(64, 32, bias=bias).bfloat16().requires_grad_(False)
+    exact = copy.deepcopy(layer).double()
     x = torch.randn(5, 64).bfloat16()
-    product = layer_swap.packed_product(layer.weight)
-    # vLLM drops a weight that is packed, and hands over what is left of it.
-    y = product(x, torch.empty(0), layer.bias)
+    wide_layers.dispatch(layer, remove_weight)
+    assert layer.weight.numel() == (0 if remove_weight else 64 * 32)
+    y = layer.cpu_linear(x, layer.weight, layer.bias)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.double(), layer.double()(x.double()), rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(y.double(), exact(x.double()), rtol=2**-8, atol=1e-6)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.model_executor.layers import utils
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
-from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
@@ -21,7 +21,6 @@ from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from iris_ray.precision import cpu_multiplies
 from iris_ray.weights.completeness import check_whole
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc, malloc.h
@@ -127,7 +126,9 @@ class LayerSwap:
         weight = _whole(slot)
         linear = None
         if slot.packs:
-            linear = packed_product(weight)
+            layer: Any = SimpleNamespace(weight=weight)
+            utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+            linear = layer.cpu_linear
         slot.parts.clear()
         kept = weight if slot.live.numel() else None
         if kept is not None and self.serving:
@@ -178,22 +179,6 @@ def _whole(slot: Slot) -> torch.Tensor:
     for part, args, kwargs in slot.parts:
         slot.load(weight, part, *args, **kwargs)
     return weight.data.as_subclass(torch.Tensor)
-
-
-def packed_product(weight: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """The product with `weight`, as vLLM packs it: (x, live weight, bias) -> x · weight + bias."""
-    wide = not cpu_multiplies(weight.dtype)
-    layer: Any = SimpleNamespace(weight=weight.float() if wide else weight)
-    # What vLLM does not pack it would multiply with as it is, so the wide copy stays if it is needed.
-    dispatch_cpu_unquantized_gemm(layer, remove_weight=wide)
-    linear: Callable[..., torch.Tensor] = layer.cpu_linear
-    if not wide:
-        return linear
-
-    def in_float32(x: torch.Tensor, _: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return linear(x.float(), layer.weight, None if bias is None else bias.float()).to(x.dtype)
-
-    return in_float32
 
 
 def _keep_freed_memory() -> None:

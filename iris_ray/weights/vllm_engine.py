@@ -22,6 +22,7 @@ from iris_ray.weights.buckets import bucket_size, unpack_tensors
 from iris_ray.weights.layer_swap import LayerSwap
 from iris_ray.weights.layerwise_reload import LayerwiseReload
 from iris_ray.weights.manifest import Meeting, TensorSpec
+from iris_ray.weights.wide_layers import widen_layers
 
 BACKEND = "iris_ray"
 
@@ -36,6 +37,7 @@ def register() -> None:
         type(current_platform).get_punica_wrapper = classmethod(  # type: ignore[assignment, method-assign]
             lambda cls: name
         )
+        widen_layers()
 
 
 @dataclass
