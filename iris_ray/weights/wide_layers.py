@@ -27,7 +27,7 @@ def dispatch(layer: Any, remove_weight: bool) -> None:
         _dispatch(layer, remove_weight)
         return
     wide: Any = SimpleNamespace(weight=weight.float())
-    _dispatch(wide, remove_weight=True)  # which stays if vLLM does not pack it
+    _dispatch(wide, remove_weight=True)  # unless vLLM does not pack it
 
     def multiply(x: torch.Tensor, _: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide_bias = None if bias is None else bias.float()

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Numbers of a vector: as many of float32 as a register of the processor holds. The compiler takes longer ones
-// apart, comparisons number by number.
+// Numbers of a vector: as many of float32 as a register of the processor holds. The compiler takes longer
+// ones apart, comparisons number by number.
 #if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
 #elif defined(__AVX__)

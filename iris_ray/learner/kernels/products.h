@@ -16,8 +16,8 @@
 
 #define IRIS_UNROLL _Pragma("GCC unroll 8")
 
-// A tile's rows and most panels: their sums fit in the processor's registers, which are 32, or 16 on x86 without
-// AVX-512.
+// A tile's rows and most panels: their sums fit in the processor's registers, which are 32, or 16 on x86
+// without AVX-512.
 constexpr int64_t ROWS = 4;
 #if defined(__x86_64__) && !defined(__AVX512F__)
 constexpr int64_t MOST_PANELS = 3;
