@@ -16,6 +16,7 @@ import pytest
 import schemathesis
 from hypothesis import given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from run_process import WAIT_S
 from served import BODY_KIB, LONGEST, MOST, PROMPTS, Served
 
 from actors.steering import live_run
@@ -231,7 +232,7 @@ def test_a_browser_shows_the_live_page(served: Served, tmp_path: Path) -> None:
     ]
     shown = subprocess.run(
         [CHROMIUM, *options, "--virtual-time-budget=6000", "--dump-dom", served.url],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=WAIT_S,
     )  # fmt: skip
     page = shown.stdout
     assert 'class="badge running"' in page
@@ -262,7 +263,7 @@ def test_it_stops_at_a_checkpoint(served: Served) -> None:
     answer = served.post("/stop", params={"timeout": 60})
     assert answer.status_code == 200, answer.text
     name = answer.json()["last_checkpoint"]
-    assert served.run.process.wait(timeout=120) == 0, served.run.printed()
+    assert served.run.process.wait(WAIT_S) == 0, served.run.printed()
     summary = served.run.summary()
     assert summary["status"] == "stopped"
     assert summary["ledger"]["lost"] == summary["ledger"]["duplicated"] == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 from conftest import made_model
-from run_process import BIN, play
+from run_process import BIN, WAIT_S, play
 
 from actors import names
 from actors.cluster import connect
@@ -143,7 +143,7 @@ def test_only_what_is_there_can_be_scaled(game: Game) -> None:
 def ordered(game: Game, command: str) -> dict[str, Any]:
     """What a command of the CLI prints as JSON."""
     line = [BIN / "iris-ray", command, "pool", "--folder", game.folder.parent, "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -173,7 +173,7 @@ def test_its_status_tells_what_it_does(game: Game) -> None:
 
 def test_it_stops_at_a_checkpoint_when_it_is_asked_to(game: Game) -> None:
     status = ordered(game, "stop")
-    assert game.run.process.wait(timeout=120) == 0, game.run.printed()
+    assert game.run.process.wait(WAIT_S) == 0, game.run.printed()
     assert ordered(game, "status")["state"] == "stopped"
     kept = [path.name for path in (game.folder / "checkpoints").glob("iteration-*")]
     assert status["last_checkpoint"] in kept

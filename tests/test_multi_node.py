@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import made_model
 from ray.cluster_utils import Cluster
-from run_process import BIN, RunProcess, play
+from run_process import BIN, WAIT_S, RunProcess, play
 
 from benchmarks.sessions import name_of
 from iris_ray.resources import GIB
@@ -77,7 +77,7 @@ class Lost:
         self.nodes.remove_node(first, allow_graceful=False)
         self.run.wait_for(lambda: len(self.seen(second)) == 2)
         self.after = [self.seen(node) for node in (head, learner, second)]
-        assert self.run.process.wait(timeout=120) == 0, self.run.printed()
+        assert self.run.process.wait(WAIT_S) == 0, self.run.printed()
 
     def add(self, resource: str, amount: int) -> Any:
         return self.nodes.add_node(num_cpus=1, memory=8 * GIB, resources={resource: amount})
@@ -162,7 +162,7 @@ def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -
         raylets = [each for each in run.processes() if each.name() == "raylet"]
         places = [actors_on(raylet) for raylet in raylets]
         run.process.send_signal(signal.SIGINT)
-        assert run.process.wait(timeout=120) == 130, run.printed()
+        assert run.process.wait(WAIT_S) == 130, run.printed()
         assert run.summary()["status"] == "stopped"
         _, left = psutil.wait_procs(raylets, timeout=30)
         assert not left, f"Ray of the job outlives it: {left}"

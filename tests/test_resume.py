@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import made_model, metric_events
-from run_process import RunProcess, play, resume
+from run_process import WAIT_S, RunProcess, play, resume
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -171,7 +171,7 @@ def resumed(killed: tuple[Path, str], copy: Path, temporary: Path) -> tuple[Path
     victim = Victim(resume(killed[0], **own_temporary(temporary)), temporary)
     try:
         victim.kill_learner((victim.folder / "final").exists)
-        status = victim.run.process.wait(timeout=180)
+        status = victim.run.process.wait(WAIT_S)
     finally:
         victim.run.kill()
     assert status == 0, victim.run.printed()
