@@ -25,7 +25,7 @@ mpl.rcParams.update(STYLE)
 
 def draw(result: Path, figure: Path) -> None:
     """Pairs/s of each way with the range of repeats, and exact match over time."""
-    rows = json.loads(result.read_text())["rows"]
+    rows = [row for row in json.loads(result.read_text())["rows"] if row["way"] in COLOURS]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     picture, panels = plt.subplots(1, 2 * len(dtypes), figsize=(12, 3.2))
     for number, dtype in enumerate(dtypes):

@@ -48,24 +48,26 @@ def _row(way: Way, dtype: str, rows: list[Row]) -> Row:
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """Pairs/s of each way of ours over each other way, by dtype; and over the bound that its parts set.
+    """Pairs/s of each way of ours over each other way, by dtype; and over the bounds that its parts set.
 
-    The bound: where writing alone takes G and training alone T, overlap makes max(G, T) of G + T. Both are
-    known of the run without overlap, each on the core that it has in the others.
+    A bound: where writing alone takes G and training alone T, overlap makes max(G, T) of G + T.
+    `iteration_of_bound` takes them from `one_core`: of two cores, overlap has one for each part. With
+    `no_overlap` all other processes of the service have the second core, while a part has the first one
+    to itself; `iteration_of_free_bound` is over that.
     """
-    rates = {(row["way"], row["dtype"]): row["pairs_per_s"] for row in rows}
+    known = {(row["way"], row["dtype"]): row for row in rows}
     found = {}
-    for (way, dtype), rate in rates.items():
-        if way not in OURS:
+    for (way, dtype), row in known.items():
+        if way not in OURS or way == "one_core":
             continue
         for other in PEERS:
-            if (other, dtype) in rates:
-                found[f"{way}_vs_{other}_{dtype}"] = rate / rates[other, dtype]
-    for row in rows:
-        alone = next((r for r in rows if (r["way"], r["dtype"]) == ("no_overlap", row["dtype"])), None)
-        if row["way"] == "iteration" and alone:
-            bound = max(alone["writing_s"], alone["training_s"])
-            found[f"iteration_of_bound_{row['dtype']}"] = bound / row["seconds"]
+            if peer := known.get((other, dtype)):
+                found[f"{way}_vs_{other}_{dtype}"] = row["pairs_per_s"] / peer["pairs_per_s"]
+    for bound, source in (("bound", "one_core"), ("free_bound", "no_overlap")):
+        for (way, dtype), row in known.items():
+            if way == "iteration" and (alone := known.get((source, dtype))):
+                longer = max(alone["writing_s"], alone["training_s"])
+                found[f"iteration_of_{bound}_{dtype}"] = longer / row["seconds"]
     return found
 
 

@@ -1,5 +1,6 @@
 """A run of this service, as a user starts it."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ def play(settings: Settings, way: Way, dtype: str, start: Start, name: str) -> t
     recipe = start.folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(settings.recipe(way, dtype, start, name)))
     program = Path(sys.executable).parent / "iris-ray"
-    watched = watch([program, "run", recipe], start.folder / f"{name}.log", threads=1)
+    command = [program, "run", recipe]
+    if way == "one_core":
+        command = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0))), *command]
+    watched = watch(command, start.folder / f"{name}.log", threads=1)
     folder = RunFolder(start.folder / name)
     steps = list(folder.read_metrics("step"))
     # It begins where the other ways do: with an engine that is ready to write.

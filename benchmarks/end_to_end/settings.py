@@ -11,14 +11,15 @@ from iris_ray.preparation import make_model, prepare
 from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.sort_digits import make_rows
 
-Way = Literal["iteration", "online", "no_overlap", "vllm_trl", "generate_trl"]
-OURS: tuple[Way, ...] = ("iteration", "online", "no_overlap")
+Way = Literal["iteration", "online", "no_overlap", "one_core", "vllm_trl", "generate_trl"]
+OURS: tuple[Way, ...] = ("iteration", "online", "no_overlap", "one_core")
 PEERS: tuple[Way, ...] = ("vllm_trl", "generate_trl")
 WAYS = (*OURS, *PEERS)
 WHAT = {
     "iteration": "this service, one opponent an iteration",
     "online": "this service, a new opponent every few steps",
     "no_overlap": "this service, training waits until all is written",
+    "one_core": "the same, with all of its processes on one core",
     "vllm_trl": "vLLM offline, then TRL's DPOTrainer, by turns",
     "generate_trl": "transformers' generate, then TRL's DPOTrainer, by turns",
 }
@@ -113,7 +114,7 @@ class Settings:
             "model": {"path": str(start.model), "dtype": DTYPES[dtype]},
             "data": {"path": str(start.data), "holdout": 0} | self.limits(),
             "objective": {"name": "spin", "options": {"lam": BETA}},
-            "schedule": schedule | {"overlap": way != "no_overlap"},
+            "schedule": schedule | {"overlap": way in ("iteration", "online")},
             "generation": {
                 "num_cpus": 1,
                 "enforce_eager": True,
