@@ -15,8 +15,8 @@ import openai
 import pytest
 import schemathesis
 from hypothesis import given, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 from run_process import WAIT_S
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import BODY_KIB, LONGEST, MOST, PROMPTS, Served
 
 from actors.steering import live_run

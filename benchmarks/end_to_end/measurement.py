@@ -48,12 +48,12 @@ def _row(way: Way, dtype: str, rows: list[Row]) -> Row:
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """Pairs/s of each way of ours over each other way, by dtype; and over the bounds that its parts set.
+    """Pairs/s of each way of ours over each other way, by dtype; and over the times of its parts.
 
-    A bound: where writing alone takes G and training alone T, overlap makes max(G, T) of G + T.
-    `iteration_of_bound` takes them from `one_core`: of two cores, overlap has one for each part. With
-    `no_overlap` all other processes of the service have the second core, while a part has the first one
-    to itself; `iteration_of_free_bound` is over that.
+    Where writing alone takes G and training alone T, overlap makes max(G, T) of G + T at best. Of two cores
+    it has one for each part. With `no_overlap` a part has its core for itself, as all other processes of the
+    service have the second one: `iteration_of_bound` is over that. With `one_core` they share it, so that
+    their work counts in both parts: `iteration_of_one_core_parts` is over that, and may exceed 1.
     """
     known = {(row["way"], row["dtype"]): row for row in rows}
     found = {}
@@ -63,7 +63,7 @@ def ratios(rows: Sequence[Row]) -> dict[str, float]:
         for other in PEERS:
             if peer := known.get((other, dtype)):
                 found[f"{way}_vs_{other}_{dtype}"] = row["pairs_per_s"] / peer["pairs_per_s"]
-    for bound, source in (("bound", "one_core"), ("free_bound", "no_overlap")):
+    for bound, source in (("bound", "no_overlap"), ("one_core_parts", "one_core")):
         for (way, dtype), row in known.items():
             if way == "iteration" and (alone := known.get((source, dtype))):
                 longer = max(alone["writing_s"], alone["training_s"])
