@@ -27,7 +27,7 @@ def measure(
             for dtype in dtypes:
                 for way in ways:
                     say(f"{way} in {dtype}, {repeat + 1} of {repeats}")
-                    play = ours.play if way in OURS else peer.play
+                    play = peer.play if way in PEERS else ours.play
                     row, models = play(settings, way, dtype, start, f"{way}-{dtype}-{repeat}")
                     scores = [score(m, start.holdout, settings.max_response_tokens) for m in models]
                     row["pairs_per_s"] = row["pairs"] / row["seconds"]
@@ -58,7 +58,7 @@ def ratios(rows: Sequence[Row]) -> dict[str, float]:
     known = {(row["way"], row["dtype"]): row for row in rows}
     found = {}
     for (way, dtype), row in known.items():
-        if way not in OURS or way == "one_core":
+        if way not in OURS:
             continue
         for other in PEERS:
             if peer := known.get((other, dtype)):

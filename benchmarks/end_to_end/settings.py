@@ -12,14 +12,14 @@ from iris_ray.run_folder import RunFolder
 from iris_ray.scratch.sort_digits import make_rows
 
 Way = Literal["iteration", "online", "no_overlap", "one_core", "vllm_trl", "generate_trl"]
-OURS: tuple[Way, ...] = ("iteration", "online", "no_overlap", "one_core")
+OURS: tuple[Way, ...] = ("iteration", "online", "no_overlap")
 PEERS: tuple[Way, ...] = ("vllm_trl", "generate_trl")
-WAYS = (*OURS, *PEERS)
+WAYS: tuple[Way, ...] = (*OURS, "one_core", *PEERS)
 WHAT = {
     "iteration": "this service, one opponent an iteration",
     "online": "this service, a new opponent every few steps",
     "no_overlap": "this service, training waits until all is written",
-    "one_core": "the same, with all of its processes on one core",
+    "one_core": "this service without overlap, all of its processes on one core",
     "vllm_trl": "vLLM offline, then TRL's DPOTrainer, by turns",
     "generate_trl": "transformers' generate, then TRL's DPOTrainer, by turns",
 }
