@@ -121,9 +121,11 @@ class Checkpoints:
         # Ray Train takes note of a checkpoint some time after it was stored, and never if the learner died.
         place = (state["iteration"], state["between"], state["step"]) if state else BEGINNING
         CheckpointStorage(rank.config).forget_later(place)
-        rank.wait(rank.store.clear.remote(), "the weight store to let go of its versions")
         rank.wait(rank.controller.restore.remote(state and state["controller"]), "the controller to go back")
-        rank.wait(rank.buffer.restore.remote(state and state["buffer"]), "the sample buffer to go back")
+        restored: Any = rank.buffer.restore.remote(state and state["buffer"])
+        attempt = rank.wait(restored, "the sample buffer to go back")
+        # Last, as it frees who waits for a version that will not come: the buffer must not ask for it again.
+        rank.wait(rank.store.clear.remote(attempt), "the weight store to let go of its versions")
         if state is None:
             return
         for name in (PAIRS, INITIAL):

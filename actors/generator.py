@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from actors.weight_updates import WeightUpdates
     from iris_ray.generation.policy_engine import PolicyEngine, Response
 
+RETRY_S = 0.5
+
 
 @ray.remote
 class Generator:
@@ -59,7 +61,7 @@ class Generator:
         self.engine = PolicyEngine(self.config, self.model_path, self.end_token_id, reports_as=reports_as)
         self.updates = WeightUpdates(self.config, self.engine, self.name, self.store)
         while await self.use_version(None) is None:
-            pass  # the learner that published them is gone; the next one publishes anew
+            await asyncio.sleep(RETRY_S)  # the learner that published them is gone; the next one does anew
 
     async def play(self) -> None:
         """Write pairs until the game is over or the buffer has no more work for this generator."""
@@ -109,9 +111,9 @@ class Generator:
             self.in_flight.leave()
 
     async def answer(self, questions: list[Question], version: int) -> list[Answer]:
-        """Greedy answers of weights `version`."""
+        """Greedy answers of weights `version`; `WeightsLost` if the learner went back to a checkpoint."""
         if await self.use_version(version) is None:
-            return [Answer([], None, []) for _ in questions]  # nobody waits for them any more
+            raise WeightsLost(f"{self.name} was to answer with weights version {version}, which are gone.")
         self.in_flight.enter(len(questions))
         self.answering.enter(len(questions))
         return await asyncio.gather(*map(self._answer, questions))
@@ -143,15 +145,15 @@ class Generator:
         finally:
             self.visits.leave()
 
-    async def use_version(self, version: int | None) -> int | None:
+    async def use_version(self, version: int | None, attempt: int | None = None) -> int | None:
         """Load weights `version`, or the newest if they are gone or `None`, unless they are in place.
 
         Responses under way finish first, or go on, by `generation.in_flight`; greedy answers always finish.
         Returns the version in place; `None` if the one that was asked for is of no more use, as the run went
-        back to a checkpoint.
+        back to a checkpoint since `attempt`, by default since now.
         """
         # Not under the lock: who asks on behalf of a learner that died since may wait for ever.
-        manifest = await self.store.get.remote(version)
+        manifest = await self.store.get.remote(version, attempt)
         if manifest is None:
             return None
         finish = [self.answering]

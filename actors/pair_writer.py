@@ -19,7 +19,7 @@ class PairWriter:
     """Leases prompts for generator `name`, has `write` make pairs of them, delivers these to the buffer.
 
     `full` requests keep the engine busy; `in_flight` counts them, and `write` lets them leave. `use_version`
-    makes ready for a lease; `None` says that it is void.
+    makes ready for a lease's version and attempt; `None` says that it is void.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class PairWriter:
         buffer: ActorHandle,
         full: int,
         in_flight: InFlight,
-        use_version: Callable[[int], Awaitable[int | None]],
+        use_version: Callable[[int, int], Awaitable[int | None]],
         write: Callable[[RoundKey, Task], Awaitable[SelfPlayPair]],
     ):
         self.name = name
@@ -55,7 +55,7 @@ class PairWriter:
                 lease = await self.buffer.lease.remote(self.name, self.full)
                 if lease is None:
                     break
-                if await self.use_version(lease.version) is None:
+                if await self.use_version(lease.version, lease.round.attempt) is None:
                     continue  # the run went back to a checkpoint
                 self.in_flight.enter(len(lease.positions))
                 for task in lease.tasks():

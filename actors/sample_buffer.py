@@ -90,8 +90,11 @@ class SampleBuffer:
             state |= {"round": asdict(self.current.round), "progress": self.current.state_dict()}
             return state, list(self.current.by_position().items()), list(self.initial.items())
 
-    async def restore(self, state: dict[str, Any] | None) -> None:
-        """Go back to a checkpoint's state, or to the beginning; `restore_pairs` and `restored` follow."""
+    async def restore(self, state: dict[str, Any] | None) -> int:
+        """Go back to a checkpoint's state, or to the beginning; `restore_pairs` and `restored` follow.
+
+        Returns how often it was called: leases of an earlier attempt are void.
+        """
         async with self.work:
             self.attempt += 1
             self.books = LedgerCounts(**state["books"]) if state else LedgerCounts()
@@ -101,6 +104,7 @@ class SampleBuffer:
             if self.current and self.current.round.iteration == goes_back_to:
                 self.restored_pairs = self.current.by_position()
             self.current = None
+            return self.attempt
 
     async def restore_pairs(self, keys: list[int], chunk: Chunk, initial: bool) -> None:
         """Take in pairs of the checkpoint, by position, or by pair id those of the first iteration."""
@@ -225,6 +229,7 @@ class SampleBuffer:
         """Of the open round: `ahead` counts written pairs that the learner has not come to yet."""
         ledger = self.current.ledger if self.current else None
         return {
+            "paused": self.paused,
             "ahead": self.current.ahead if self.current else 0,
             "unleased": ledger.waiting if ledger else 0,
             "written_in_all": self.written_in_all,

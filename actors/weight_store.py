@@ -22,7 +22,7 @@ class WeightStore:
         self.shares: dict[int, dict[int, WeightShare]] = {}
         self.published = asyncio.Condition()
         self.serial = 0
-        self.cleared = 0
+        self.attempt = 0
         self.coming: dict[str, int] = {}
         self.invited: dict[str, Broadcast] = {}
         self.broadcast: int | None = None  # the one that is going on
@@ -44,43 +44,45 @@ class WeightStore:
                 del self.manifests[version]
             self.published.notify_all()
 
-    async def clear(self) -> None:
-        """Let go of all versions: the learner goes back to a checkpoint and publishes anew."""
+    async def clear(self, attempt: int) -> None:
+        """Let go of all versions: the learner goes back to a checkpoint and publishes anew in `attempt`."""
         async with self.published:
             self.manifests.clear()
             self.shares.clear()
             self.invited.clear()
             self.broadcast, self.members = None, set()
-            self.cleared += 1
+            self.attempt = attempt
             self.published.notify_all()
 
-    async def get(self, version: int | None) -> WeightManifest | None:
+    async def get(self, version: int | None, attempt: int | None = None) -> WeightManifest | None:
         """The manifest of `version`, or the newest if it is gone already or `None`. Waits for it to come.
 
-        `None` if the store was cleared meanwhile: who asked for `version` has no more use for it.
+        `None` if the learner has gone back to a checkpoint since `attempt`, by default since now: nobody has
+        a use for that `version` any more, and it may never come again.
         """
-        cleared = self.cleared
+        attempt = self.attempt if attempt is None else attempt
+
+        def is_void() -> bool:
+            return version is not None and attempt < self.attempt
+
         async with self.published:
             await self.published.wait_for(
-                lambda: (
-                    max(self.manifests, default=-1) >= (version or 0)
-                    or (version is not None and cleared != self.cleared)
-                )
+                lambda: is_void() or max(self.manifests, default=-1) >= (version or 0)
             )
-            if version is not None and cleared != self.cleared:
+            if is_void():
                 return None
             return self.manifests.get(-1 if version is None else version, self.manifests[max(self.manifests)])
 
     async def come(self, generator: str, members: int) -> Broadcast | None:
         """Wait until the learner sends the newest weights to `generator`, whose engine has `members` parts.
 
-        `None` if the store was cleared meanwhile.
+        `None` if the learner goes back to a checkpoint meanwhile.
         """
-        cleared = self.cleared
+        attempt = self.attempt
         async with self.published:
             self.coming[generator] = members
             self.published.notify_all()
-            await self.published.wait_for(lambda: generator in self.invited or cleared != self.cleared)
+            await self.published.wait_for(lambda: generator in self.invited or attempt < self.attempt)
             self.coming.pop(generator, None)
             return self.invited.pop(generator, None)
 

@@ -216,8 +216,20 @@ def test_who_waits_for_a_learner_that_died_is_told():
     async def scene(store, made):
         coming = asyncio.create_task(store.come("a", 1))
         await store.comers(["a"], 1)
-        await store.clear()
+        await store.clear(1)
         assert await coming is None
         assert store.coming == {}
+
+    played(scene)
+
+
+def test_a_version_of_an_earlier_attempt_is_not_waited_for():
+    async def scene(store, made):
+        waiting = asyncio.create_task(store.get(1, 0))
+        await store.clear(1)
+        assert await waiting is None
+        assert await store.get(1, 0) is None  # asked for before, and on its way meanwhile
+        waiting = asyncio.create_task(store.get(1, 1))
+        assert await soon(waiting) == [False]
 
     played(scene)
