@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class Member:
     state: State = "starting"
     placed: bool = False
     life: asyncio.Task[None] = field(init=False)
+    started: float = field(default_factory=time.monotonic)
     ready_since: float = float("inf")
     drain_until: float = float("inf")
     fault: BaseException | None = None
@@ -252,7 +254,10 @@ class GeneratorPool:
                 break
         else:
             await play
-            await _within(member.handle.leave.remote(), LEAVE_TIMEOUT_S, f"{member.name} to leave")
+            over = time.monotonic() + LEAVE_TIMEOUT_S  # the game, or else this generator's part in it
+            until = member.drain_until if member.state == "draining" else over
+            with suppress(TimeoutError):  # answers that it still owes are asked of other generators
+                await asyncio.wait_for(member.handle.leave.remote(), until - time.monotonic())
         left = "drained" if member.state == "draining" else "finished"
         self.controller.record_generator.remote(member.name, left, None)
 
@@ -261,7 +266,8 @@ class GeneratorPool:
         self.deaths.append({"name": member.name, "reason": reason})
         self.controller.record_generator.remote(member.name, "died", reason)
         written = (await self.buffer.status.remote())["written_in_all"]
-        self.not_before = time.monotonic() + self.restarts.died(written, reason)
+        now = time.monotonic()
+        self.not_before = now + self.restarts.died(member.started, now, written, reason)
 
     async def _autoscale(self) -> None:
         settings = self.config.generation.autoscale
@@ -269,6 +275,8 @@ class GeneratorPool:
         while not self.over:
             await asyncio.sleep(settings.interval_s)
             status = await self.buffer.status.remote()
+            if status["paused"]:
+                continue  # that nothing is written then is no lack of generators
             count = autoscaled(
                 settings, self.config.learner.batch_size, self.wanted, status["ahead"], status["unleased"]
             )

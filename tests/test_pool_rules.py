@@ -31,18 +31,26 @@ def test_the_buffer_is_kept_between_two_marks(count: int, ahead: int, unleased: 
 
 def test_pauses_between_restarts_grow_while_nothing_is_written() -> None:
     restarts = Restarts(max_failures=20)
-    pauses = [restarts.died(written=0, reason="out of memory") for _ in range(10)]
+    pauses = [restarts.died(n + 0.5, n + 1, written=0, reason="out of memory") for n in range(10)]
     assert pauses == [0, 1] + 8 * [LONGEST_PAUSE_S]
-    assert restarts.died(written=1, reason="out of memory") == 0
-    assert restarts.total == 11
+    assert restarts.died(10.5, 11, written=1, reason="out of memory") == 0
 
 
 def test_too_many_deaths_in_a_row_end_the_run_and_say_why() -> None:
     restarts = Restarts(max_failures=2)
-    for written in (0, 0, 5, 5, 9, 9):
-        restarts.died(written, "lost its node")
+    for n, written in enumerate((0, 0, 5, 5, 9, 9)):
+        restarts.died(n + 0.5, n + 1, written, "lost its node")
     with pytest.raises(ResourceError, match=r"max_failures=2.*no GPU left"):
-        restarts.died(9, "no GPU left")
+        restarts.died(6.5, 7, 9, "no GPU left")
+
+
+def test_generators_that_die_together_count_once() -> None:
+    """A node with a hundred of them is lost, and again with those that took their places."""
+    restarts = Restarts(max_failures=2)
+    for n in range(2):
+        for _ in range(100):
+            restarts.died(started=10 * n, now=10 * n + 9, written=0, reason="lost its node")
+    assert restarts.in_a_row == 2
 
 
 @pytest.mark.parametrize(

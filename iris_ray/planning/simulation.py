@@ -187,7 +187,8 @@ class Simulation:
         self.deaths += 1
         owed = generator.die()
         self.buffer.give_back(generator.name)
-        pause_s = self.restarts.died(self.buffer.written_in_all, "simulated")
+        started = generator.ready_at - self.costs.start_s
+        pause_s = self.restarts.died(started, self.env.now, self.buffer.written_in_all, "simulated")
         self.env.process(self._start(pause_s))
         if owed:
             if self.generators:
