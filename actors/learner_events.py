@@ -1,5 +1,7 @@
 """What a learner attends to between two steps."""
 
+import math
+import time
 from typing import Any, Literal
 
 import ray
@@ -10,6 +12,8 @@ from actors.weight_broadcasts import WeightBroadcasts
 from iris_ray.contracts import Order
 
 Event = Order | Literal["there", "generators", "late"]
+
+LOOK_S = 60  # a wait of all ranks ends in an error after half an hour or so
 
 
 class LearnerEvents:
@@ -34,25 +38,30 @@ class LearnerEvents:
 
         "late" if `awaited` is not there within `seconds`. Other ranks than 0 need not have it.
         """
-        event: list[Any] = [self._look(awaited, seconds, orders) if self.rank == 0 else None]
-        if self.ranks > 1:
-            dist.broadcast_object_list(event)
-        return event[0]
+        until = None if awaited is None else time.monotonic() + seconds
+        while True:
+            event: list[Any] = [self._look(awaited, until, orders) if self.rank == 0 else None]
+            if self.ranks > 1:
+                dist.broadcast_object_list(event)
+            if event[0] is not None:
+                return event[0]
 
     def obeyed(self) -> None:
         """The order that came last was carried out."""
         if self.rank == 0:
             self.controller.record_obeyed.remote()
 
-    def _look(self, awaited: ray.ObjectRef | None, seconds: float, orders: bool) -> Event:
+    def _look(self, awaited: ray.ObjectRef | None, until: float | None, orders: bool) -> Event | None:
+        """What comes first; `None` if nothing does for a while, so that no rank waits long for the others."""
         watched: list[Any] = [self.order] if orders else []
         if self.broadcasts:
             watched.append(self.broadcasts.comers())
         if awaited is not None:
             watched.append(awaited)
-        there, _ = ray.wait(watched, timeout=None if awaited is None else seconds)
+        left = math.inf if until is None else max(until - time.monotonic(), 0)
+        there, _ = ray.wait(watched, timeout=min(left, LOOK_S))
         if not there:
-            return "late"
+            return "late" if left <= LOOK_S else None
         if there[0] == awaited:
             return "there"
         if there[0] != self.order:

@@ -124,7 +124,7 @@ class LearnerRank:
                 checkpoint()
         self._recorded()
         end = progress.tail.means(learner.objective, progress.round.alpha)
-        what = "the controller to close the round"
+        what = "the evaluation and the archive of the round to end"
         with learner.stopwatch("between"):
             self.ask(lambda: self.controller.round_ended.remote(end), what)
 
@@ -162,7 +162,7 @@ class LearnerRank:
     def ask(self, question: Callable[[], ray.ObjectRef], what: str) -> Any:
         """Rank 0 asks; all ranks get the answer."""
         reference = question() if self.rank == 0 else None
-        while self.weights.broadcasts and self._next_event(reference, what) != "there":
+        while self._next_event(reference, what) != "there":
             self.weights.send()
         answer = [self.wait(reference, what) if reference else None]
         dist.broadcast_object_list(answer)
