@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -13,7 +14,7 @@ from actors import names
 from actors.environment import learner_environment
 from iris_ray.checkpoints import FOLDER, CheckpointStorage
 from iris_ray.config import RunConfig
-from iris_ray.errors import IrisRayError, RunStopped
+from iris_ray.errors import IrisRayError, LostActorError, RunStopped, first_line
 from iris_ray.refresh import next_version
 from iris_ray.resources import learner_memory
 from iris_ray.run_folder import RunFolder
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from actors.learner_rank import LearnerRank
 
 
+COLLECTIVE_S = 1800  # what an operation of all ranks may take by itself
 POLL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
@@ -41,6 +43,7 @@ def start_learner(config: RunConfig, *arguments: Any, **options: Any) -> ray.Obj
 def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from: str | None) -> None:
     """Train until the game is over, then end it; raises what the ranks raise once they failed too often.
 
+    Raises `LostActorError` if Ray Train's controller died, which does not start anew by itself.
     `resume_from`: path in the storage of the checkpoint to go on from.
     """
     learner, storage = config.learner, CheckpointStorage(config)
@@ -49,7 +52,7 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
         "GPU": learner.num_gpus,
         "memory": learner_memory(config, parameters),
     }
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config={"config": config, "model_path": model_path, "resume_from": resume_from},
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
@@ -58,7 +61,11 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
             resources_per_worker=resources | learner.resources,
             label_selector=learner.labels or None,
         ),
-        torch_config=TorchConfig(backend="nccl" if learner.num_gpus else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if learner.num_gpus else "gloo",
+            # A rank that waits for another one gives up later than that one, which knows what it waits for.
+            timeout_s=round(config.run.wait_timeout_s) + COLLECTIVE_S,
+        ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=FOLDER,
             storage_path=storage.run_path,
@@ -67,7 +74,11 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
             failure_config=FailureConfig(max_failures=learner.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except RayActorError as error:  # what becomes of a rank is told in other words
+        raise LostActorError(f"the controller of Ray Train died: {first_line(error)}") from error
     # Not before: a learner that dies while it saves its model may go back to where it needs generators.
     ray.get(names.find(config.run.name, names.GENERATOR_POOL).close.remote())
 
@@ -90,8 +101,9 @@ def train_loop(settings: dict[str, Any]) -> None:
     except RunStopped:
         rank.wait(rank.controller.record_stop.remote(), "the controller to take note of the stop")
         return
-    except IrisRayError as error:
-        # Ray Train would start the learner again, which mends nothing that a user has to mend.
+    except (IrisRayError, RayTaskError) as error:
+        # Ray Train would start the learner again, which mends nothing that a user has to mend, nor what went
+        # wrong in another actor.
         rank.wait(rank.controller.record_failure.remote(error), "the controller to take note of an error")
         raise
     rank.learner.save(str(RunFolder(config.folder).final))

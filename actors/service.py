@@ -36,12 +36,17 @@ class Service:
     """All actors of one run."""
 
     def __init__(
-        self, config: RunConfig, prepared: Prepared, model_path: str, resume_from: str | None = None
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        model_path: str,
+        metrics: RunMetrics,
+        resume_from: str | None = None,
     ):
         """`resume_from`: path in the storage of the checkpoint to go on from."""
         self.config = config
+        self.metrics = metrics
         run = config.run.name
-        self.metrics = RunMetrics(run)
         self.began = time.monotonic()
         self.reserved_before = reserved()
         # What holds the run's state stays beside the driver, with which it ends anyhow. Ray would put actors
@@ -72,7 +77,8 @@ class Service:
         """Play the whole game; raises the error of the part that fails first, KeyboardInterrupt on Ctrl-C.
 
         `RunStopped` if somebody asked for it.
-        `LostActorError` if an actor died that holds state of the run: only a checkpoint brings it back.
+        `LostActorError` if an actor died or hangs that holds state of the run: only a checkpoint brings it
+        back.
         """
         try:
             with interrupt_flag() as interrupted:
@@ -85,11 +91,13 @@ class Service:
 
     def _check_parts(self, error: Exception) -> None:
         for role, handle in self._parts().items():
+            part = f"the {role.replace('-', ' ')} of the run"
             try:
                 ray.get(handle.__ray_ready__.remote(), timeout=STATUS_TIMEOUT_S)
+            except ray.exceptions.GetTimeoutError as late:
+                raise LostActorError(f"{part} did not answer for {STATUS_TIMEOUT_S} s.") from late
             except ray.exceptions.RayActorError as lost:
-                what = f"the {role.replace('-', ' ')} of the run died: {first_line(lost)}"
-                raise LostActorError(what) from error
+                raise LostActorError(f"{part} died: {first_line(lost)}") from error
 
     def _parts(self) -> dict[str, ActorHandle]:
         return {
@@ -111,7 +119,8 @@ class Service:
             self.metrics.update(status)
             view.update(status)
             ray.get(done)
-            if not status["iteration"] and time.monotonic() - self.began > self.config.run.start_timeout_s:
+            started = status["started"] or status["iteration"]  # or one was gone back to
+            if not started and time.monotonic() - self.began > self.config.run.start_timeout_s:
                 raise ResourceError(self._late(status))
 
     def _late(self, status: dict[str, Any]) -> str:

@@ -91,6 +91,7 @@ class SelfPlay:
     def _play(
         self, cluster: "Cluster", folder: RunFolder, prepared: Prepared, checkpoint: StoredCheckpoint | None
     ) -> dict[str, Any]:
+        from actors.run_metrics import RunMetrics
         from actors.service import Service
 
         summary: dict[str, Any] = {"run": self.config.run.name, "status": "stopped", "versions": versions()}
@@ -100,8 +101,10 @@ class SelfPlay:
             model_path = config.model.path or self._make_model(folder, prepared)
             self.view.starting(cluster.where)
             storage = CheckpointStorage(config)
+            metrics = RunMetrics(config.run.name)  # one, as Ray counts on when actors start anew
             for failures_left in reversed(range(config.run.max_failures + 1)):
-                service = Service(config, prepared, model_path, checkpoint.path if checkpoint else None)
+                resume_from = checkpoint.path if checkpoint else None
+                service = Service(config, prepared, model_path, metrics, resume_from)
                 try:
                     service.play(self.view)
                     break

@@ -35,6 +35,7 @@ FAULTS = (
     Fault("kill", "controller"),
     Fault("kill", "store"),
     Fault("kill", "pool"),
+    Fault("kill", "train"),
     Fault("driver", "SIGINT"),
     Fault("driver", "SIGKILL"),
     Fault("order", "scale", 4, calm=True),

@@ -17,7 +17,7 @@ from iris_ray.run_folder import RunFolder
 
 ORDER_S = 120.0  # in which an order must be taken
 PAUSED_S = (3.0, 12.0)
-GOES_BACK = {"learner", *STATE, "SIGINT", "SIGKILL", "stop"}
+GOES_BACK = {"learner", "train", *STATE, "SIGINT", "SIGKILL", "stop"}
 
 
 class Injection:
