@@ -1,6 +1,8 @@
 """Leads the game: opens rounds, has opponents evaluated and archived, keeps the records."""
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -45,9 +47,12 @@ class Controller:
         holdout = load_split(self.folder.data, "holdout")
         self.held_out = HeldOut(config, self.folder, holdout, self.tokenizer)
         self.inbox = self._open_inbox()
+        # One at a time: what nobody waits for any more, as the run went back, may still be at the same file.
+        self.writer = ThreadPoolExecutor(1)
         self.opening: asyncio.Future[Any] | None = None
         self.beside_training: asyncio.Future[Any] | None = None
         self.failure: Exception | None = None
+        self.started = False  # the learner is there, and a generator
         self.learner_starts: list[dict[str, int]] = []
         self.orders: list[Order] = []
         self.ordered = asyncio.Condition()
@@ -141,9 +146,10 @@ class Controller:
             await self._evaluate(version, made)
             return None
         await names.find(self.config.run.name, names.GENERATOR_POOL).wait_ready.remote()
+        self.started = True
         if self.config.schedule.refresh != "iteration":
             await self._evaluate(version, made)  # before generators go on to newer weights
-        added = await asyncio.to_thread(self.inbox.take_in, round_.iteration) if self.inbox else None
+        added = await self._write(self.inbox.take_in, round_.iteration) if self.inbox else None
         steps = await buffer.open_round.remote(round_)
         self.records.round_opened(round_, steps)
         if added:
@@ -153,9 +159,16 @@ class Controller:
 
     async def go_on_beside(self, round_: Round) -> None:
         """Evaluate the opponent and archive what it writes, beside the training against it."""
-        self.beside_training = asyncio.gather(
-            self._evaluate(round_.version, round_.iteration - 1), self._archive(round_)
-        )
+        self.beside_training = asyncio.ensure_future(self._go_on_beside(round_))
+
+    async def _go_on_beside(self, round_: Round) -> None:
+        try:
+            await asyncio.gather(self._evaluate(round_.version, round_.iteration - 1), self._archive(round_))
+        except ray.exceptions.RayError:  # a part of the run that died may be the reason, which others mend
+            raise
+        except Exception as error:
+            self.failure = error  # told at once: the learner comes to it at the end of the round only
+            raise
 
     def round_started(self, start: PairMeans) -> Round:
         """The open round after its first step, with the order that the rest of it is trained at."""
@@ -196,7 +209,10 @@ class Controller:
         self.records.round_written()
         pairs = ([pair for _, pair in members] for members in fetch_in_turn(enumerate(stored)))
         path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"
-        await asyncio.to_thread(write_samples, path, pairs, self.tokenizer)
+        await self._write(write_samples, path, pairs, self.tokenizer)
+
+    async def _write(self, write: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.writer, write, *arguments)
 
     def record_step(self, report: StepReport, staleness: list[int], seconds: dict[str, float]) -> None:
         self.records.stepped(report, staleness, seconds)
@@ -211,6 +227,7 @@ class Controller:
     def status(self) -> dict[str, Any]:
         return self.records.status() | {
             "failure": self.failure,
+            "started": self.started,
             "learner_starts": self.learner_starts,
             "planned": self.config.schedule.iterations,
             "paused": self.paused,

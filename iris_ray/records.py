@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from statistics import fmean, median
 from typing import Any
 
@@ -13,6 +13,8 @@ from iris_ray.diagnostics import Diagnostics, Finding
 from iris_ray.game import Round
 from iris_ray.gap import PairMeans
 from iris_ray.run_folder import RunFolder
+
+OF_GENERATORS = ("generator", "update")  # events
 
 
 class Records:
@@ -129,6 +131,9 @@ class Records:
 
     def updated(self, update: Update) -> None:
         self.folder.append_metrics("update", asdict(update))
+        self._add(update)
+
+    def _add(self, update: Update) -> None:
         sync = self.sync.setdefault(update.generator, {"updates": 0, "seconds": 0, "paused_seconds": 0})
         sync["updates"] += 1
         sync["seconds"] += update.seconds
@@ -151,7 +156,6 @@ class Records:
         return {
             "baseline": dict(self.baseline),
             "iterations": [dict(entry) for entry in self.iterations],
-            "sync": {name: dict(sums) for name, sums in self.sync.items()},
             "evaluated_iteration": self.evaluated_iteration,
             "round": self.round and asdict(self.round),
             "seconds": time.monotonic() - self.opened,
@@ -167,12 +171,15 @@ class Records:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, in new records or in these; what came after is forgotten.
 
-        The steps after it will be taken again, so they are cut off metrics.jsonl as well.
+        The steps after it will be taken again, so they are cut off metrics.jsonl as well. What generators did
+        stays: they did not go back.
         """
-        self.folder.cut_metrics(state["metrics_bytes"])
+        self.folder.cut_metrics(state["metrics_bytes"], keep=OF_GENERATORS)
         self.baseline = dict(state["baseline"])
         self.iterations = [dict(entry) for entry in state["iterations"]]
-        self.sync = {name: dict(sums) for name, sums in state["sync"].items()}
+        self.sync = {}
+        for line in self.folder.read_metrics("update"):
+            self._add(Update(**{field.name: line[field.name] for field in fields(Update)}))
         self.evaluated_iteration = state["evaluated_iteration"]
         self.round = Round(**state["round"]) if state["round"] else None
         self.opened = time.monotonic() - state["seconds"]  # so that only time of a living run counts

@@ -110,9 +110,8 @@ class RunFolder:
         """The objects of one kind of event in metrics.jsonl; the others are passed over unread."""
         if not self.metrics.exists():
             return
-        begin = json.dumps({"event": event})[:-1] + ","
         with self.metrics.open() as file:
-            yield from (json.loads(line) for line in file if line.startswith(begin))
+            yield from (json.loads(line) for line in file if line.startswith(_beginning(event)))
 
     def metrics_bytes(self) -> int:
         """Size of metrics.jsonl, all of it on disk: a state that tells it must not outlive the lines."""
@@ -122,10 +121,14 @@ class RunFolder:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
-    def cut_metrics(self, size: int) -> None:
-        """Cut metrics.jsonl back to its first `size` bytes. Raises `RunFolderError` where that is unsafe."""
+    def cut_metrics(self, size: int, keep: Sequence[str] = ()) -> None:
+        """Cut metrics.jsonl back to its first `size` bytes, but for later lines of the kinds in `keep`.
+
+        Raises `RunFolderError` where that is unsafe.
+        """
         if not size and not self.metrics.exists():
             return
+        beginnings = tuple(_beginning(event).encode() for event in keep)
         try:
             with self.metrics.open("r+b") as file:
                 # The last byte kept must end a line: true of every size that `metrics_bytes` told.
@@ -135,7 +138,11 @@ class RunFolder:
                         f"{self.metrics} is not what it was when the checkpoint was taken: its first {size} "
                         "bytes are no longer there as whole lines. Put the file back to resume the run."
                     )
+                file.seek(size)
+                later = [line for line in file if line.startswith(beginnings) and line.endswith(b"\n")]
                 file.truncate(size)
+                file.seek(size)
+                file.writelines(later)
         except OSError as error:
             raise RunFolderError(f"{self.metrics}: cannot be cut back to the checkpoint: {error}") from error
 
@@ -181,6 +188,11 @@ class RunFolder:
         written = self.summary.with_suffix(".json.part")
         written.write_text(json.dumps(summary, indent=2) + "\n")
         written.replace(self.summary)
+
+
+def _beginning(event: str) -> str:
+    """Of its lines in metrics.jsonl."""
+    return json.dumps({"event": event})[:-1] + ","
 
 
 def iteration_of(archive: Path) -> int:

@@ -398,7 +398,7 @@ def without_times(values: object) -> object:
 
 
 def whole_run(records: Records) -> list:
-    """What happens to the records in a run of two rounds, as calls that can be made one by one."""
+    """What the learner's part does to the records of a run of two rounds, as calls to be made one by one."""
 
     def step(n: int):
         return lambda: records.stepped(replace(STEP, loss=-n / 3, truncated=4 * (n % 7 > 1)), [0], SECONDS)
@@ -415,7 +415,6 @@ def whole_run(records: Records) -> list:
         records.round_written,
         *map(step, range(6, 8)),
         lambda: records.round_closed(END),
-        lambda: records.updated(Update("generator-0", 1, 2.0, 1.0, 1e-6)),
         open_(2),
         step(8),
         lambda: records.evaluated(1, {"exact_match": 0.5}),
@@ -538,3 +537,18 @@ def test_a_checkpoint_from_before_the_first_event_cuts_everything(folder):
     folder.append_metrics("step", {})
     folder.cut_metrics(0)
     assert folder.metrics.read_bytes() == b""
+
+
+def test_what_generators_did_after_a_checkpoint_stays(folder):
+    records = Records(folder, Alpha())
+    update = Update("generator-0", 0, 2.0, 0.1, 1e-6)
+    records.updated(update)
+    play_round(records, 1)
+    state = records.state_dict()
+    records.evaluated(1, {})
+    records.generator("generator-0", "died", "out of memory")
+    records.updated(update)
+    records.load_state_dict(state)
+    assert [line["state"] for line in folder.read_metrics("generator")] == ["died"]
+    assert list(folder.read_metrics("iteration")) == []
+    assert records.summary()["sync"]["updates"] == records.status()["sync"]["generator-0"]["updates"] == 2
