@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conftest import make_pairs, on_ranks, run_config, tiny_model
+from conftest import VOCABULARY, make_pairs, on_ranks, run_config, tiny_model
 from torch import distributed as dist
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ALPHA = 1.7
 LEARNING_RATE = 1e-2
+CHUNK = 24  # response tokens
 BATCHES = [
     [
         replace(pair, prompt_id=100 * step + pair.prompt_id, initial_tokens=other.synthetic_tokens)
@@ -121,9 +122,25 @@ def learning_rates(rank: int, ranks: int, schedule: str) -> list[list[float]]:
 
 
 def everything(folder: Path) -> dict[Any, Any]:
+    split_finely()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     results: dict[Any, Any] = {case: play(rank, ranks, *case, folder / str(case)) for case in CASES}
     return results | {schedule: learning_rates(rank, ranks, schedule) for schedule in COURSES}
+
+
+def split_finely() -> None:
+    """As large models are: ZeRO-3 leaves no parameter whole, and not all tokens go through the head at once."""
+    from iris_ray.learner import engine, sequence_scorer
+
+    made = engine._deepspeed_config
+
+    def with_small_parts(*given: Any) -> dict[str, Any]:
+        config = made(*given)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+    engine._deepspeed_config = with_small_parts
+    sequence_scorer.LOGITS_BYTES = 4 * VOCABULARY * CHUNK
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])

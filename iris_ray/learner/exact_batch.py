@@ -1,5 +1,8 @@
 """A batch that is spread over ranks."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
+
 import torch
 import torch.distributed as dist
 
@@ -16,9 +19,9 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
     return torch.cat(gathered), slice(start, start + len(rows))
 
 
-def largest_over_ranks(value: int) -> int:
-    """The largest `value` that any rank brings."""
-    values = [value] * dist.get_world_size()
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-    return max(values)
+def largest_over_ranks(values: Sequence[int]) -> list[int]:
+    """At each place the largest of the `values` that ranks bring, whose lists may differ in length."""
+    gathered: list[Sequence[int]] = [values] * dist.get_world_size()
+    if len(gathered) > 1:
+        dist.all_gather_object(gathered, values)
+    return [max(at) for at in zip_longest(*gathered, fillvalue=0)]

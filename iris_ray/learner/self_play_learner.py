@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import deepspeed
@@ -175,14 +175,19 @@ class SelfPlayLearner:
     ) -> tuple[list[list[int]], list[TokenBatch]]:
         """`pairs` in micro-batches, and their layouts, followed by idle ones up to other ranks' number.
 
-        Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank.
+        Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank, and of
+        chunks of response tokens that go through the head.
         """
         limit = self.config.learner.micro_batch_tokens
         groups = micro_batches([pair.num_tokens for pair in pairs], limit)
         prompts = [PromptGroup(pair.prompt_tokens, pair.responses) for pair in pairs]
-        laid_out = [[prompts[i] for i in group] for group in groups]
-        laid_out += [[IDLE]] * (largest_over_ranks(len(groups)) - len(groups))
-        return groups, [self.players.scorer.lay_out(batch, temperature) for batch in laid_out]
+        lay_out = partial(self.players.scorer.lay_out, temperature=temperature)
+        batches = [lay_out([prompts[i] for i in group]) for group in groups]
+        rows = largest_over_ranks([len(batch.labels_R) for batch in batches])
+        batches += [lay_out([IDLE])] * (len(rows) - len(groups))
+        if self.config.learner.zero_stage == 3:
+            batches = [replace(batch, head_rows=most) for batch, most in zip(batches, rows, strict=True)]
+        return groups, batches
 
     def weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """What is published of the policy, or of the opponent, whole on every rank: all weights, or those

@@ -77,7 +77,7 @@ class SequenceScorer(nn.Module):
             return _logprobs(logits_RV, batch.labels_R, batch.temperature)
         hidden_BTD = self.model.get_decoder()(**given).last_hidden_state
         count = len(batch.labels_R)
-        filling = (0, repeated_length(count) - count)
+        filling = (0, repeated_length(max(count, batch.head_rows)) - count)
         predictors_R, labels_R = (F.pad(each, filling) for each in (batch.predictors_R, batch.labels_R))
         hidden_RD = hidden_BTD.flatten(0, 1).index_select(0, predictors_R)
         return self._head_logprobs(hidden_RD, labels_R, batch.temperature)[:count]

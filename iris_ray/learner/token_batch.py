@@ -29,7 +29,7 @@ class TokenBatch:
     The r-th response token is `labels_R[r]`, belongs to sequence `sequences_R[r]` and is predicted at
     position `predictors_R[r]` of the flattened rows. Sequences count group by group, response by response.
     `shared` tells who may look at whom where responses share their prompt's tokens. What is asked for are
-    log-probs of softmax(logits / `temperature`).
+    log-probs of softmax(logits / `temperature`). The head computes `head_rows` response tokens at least.
     """
 
     tokens_BT: torch.Tensor
@@ -40,6 +40,7 @@ class TokenBatch:
     sequences: int
     shared: SharedPrompts | None = None
     temperature: float = 1.0
+    head_rows: int = 0
 
     def to(self, device: torch.device) -> "TokenBatch":
         """The same on `device`."""
