@@ -129,7 +129,7 @@ def everything(folder: Path) -> dict[Any, Any]:
 
 
 def split_finely() -> None:
-    """As large models are: ZeRO-3 leaves no parameter whole, and not all tokens go through the head at once."""
+    """As large models are: ZeRO-3 leaves no parameter whole, and the head gets few tokens at a time."""
     from iris_ray.learner import engine, sequence_scorer
 
     made = engine._deepspeed_config

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from iris_ray.learner.kernels import HAS_KERNELS
 from iris_ray.learner.kernels.label_logprobs import label_logprobs
-from iris_ray.learner.shared_prompts import knows_shared_prompts, use_shared_prompts
+from iris_ray.learner.shared_prompts import caps_scores, knows_shared_prompts, use_shared_prompts
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pack, pad, repeated_length
 from iris_ray.memory import LOGITS_BYTES
 
@@ -44,6 +44,8 @@ class SequenceScorer(nn.Module):
     @torch.no_grad()
     def fastest(cls, model: PreTrainedModel, max_length: int) -> "SequenceScorer":
         """The fast ways that, tried on a few tokens, give what the model itself gives."""
+        if caps_scores(model):
+            model.set_attn_implementation("eager")
         general = cls(model)
         trial = general.lay_out(TRIAL)
         expected = general(trial)

@@ -89,6 +89,11 @@ def _apart(
     return attention_of_sequences(module, query, key, value, shared_prompts.places, **options)
 
 
+def caps_scores(model: PreTrainedModel) -> bool:
+    """Whether attention squeezes its scores (Gemma 2). The library's `eager` does, its `sdpa` keeps silent."""
+    return getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+
+
 def knows_shared_prompts(model: PreTrainedModel, max_length: int) -> bool:
     """Whether `model` says that this attention can take the place of its own in all its layers."""
     config = model.config.get_text_config()
@@ -99,7 +104,8 @@ def knows_shared_prompts(model: PreTrainedModel, max_length: int) -> bool:
         window = window if not hasattr(config, "layer_types") else None
     full = layers <= {"full_attention", "sliding_attention"} and (not window or max_length <= window)
     # Attention sinks and the like are not the `sdpa` that computes here.
-    return full and model._supports_attention_backend and model._supports_sdpa
+    plain = model._supports_attention_backend and model._supports_sdpa and not caps_scores(model)
+    return full and plain
 
 
 def use_shared_prompts(model: PreTrainedModel) -> None:
