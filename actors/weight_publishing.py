@@ -80,7 +80,7 @@ class WeightPublisher:
         """Send weights to the generators that have come for them."""
         assert self.broadcasts
         # Online, the policy may have gone on since it was published: the number stays, the probe is new.
-        probe, weights = self._probe(), self.learner.weights(self.opponent)
+        probe, weights = self._probe(), self.learner.published_weights(self.opponent)
         if self.rank == 0:
             buckets = [Bucket(None, tensors) for tensors in self.layout]
             self.broadcasts.send(WeightManifest(self.version, buckets, probe), weights)
@@ -90,7 +90,10 @@ class WeightPublisher:
 
     def _buckets(self) -> list[Bucket]:
         """This rank's share."""
-        weights, bucket_bytes = self.learner.weights(self.opponent), self.config.sync.bucket_mib << 20
+        weights, bucket_bytes = (
+            self.learner.published_weights(self.opponent),
+            self.config.sync.bucket_mib << 20,
+        )
         if self.broadcasts:
             self.layout = self.layout or lay_out(weights, bucket_bytes)
             return [Bucket(None, tensors) for tensors in self.layout[self.rank :: self.ranks]]

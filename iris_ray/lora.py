@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from iris_ray.config import Lora
 from iris_ray.errors import ConfigError
+from iris_ray.kept_buffers import kept_buffers
 
 POLICY = "policy"
 OPPONENT = "opponent"
@@ -72,12 +74,21 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     A second, frozen adapter is the opponent. Both start equal and as the model itself (B = 0), and are the
     same for the same seed. They have the model's dtype, as vLLM serves them in it; the optimiser of a
     bfloat16 learner keeps its own float32 copy.
+
+    Raises `ConfigError` if PEFT would adapt experts that are fused into one parameter: nothing here merges or
+    publishes such an adapter.
     """
     trained, frozen = adapter_config(model, lora, trained=True), adapter_config(model, lora)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, trained, adapter_name=POLICY, autocast_adapter_dtype=False)
         wrapped.add_adapter(OPPONENT, frozen, autocast_adapter_dtype=False)
+    if any(isinstance(module, ParamWrapper) for module in wrapped.modules()):
+        raise ConfigError(
+            f"model.lora.target_modules: {lora.target_modules!r} also names layers in the experts of "
+            f"{type(model).__name__}, which cannot have an adapter here. Name linear layers outside of them, "
+            "such as those of attention."
+        )
     freeze_opponent(wrapped)
     return wrapped
 
@@ -123,10 +134,12 @@ def merged_weights(
     With partitioned parameters every rank must run through all of them, and a tensor lives until the next.
     """
     layers = {id(m.get_base_layer().weight): m for m in model.modules() if isinstance(m, LoraLayer)}
+    for name, buffer in kept_buffers(model):
+        yield _name_in_model(name), buffer
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             continue
-        name = name.removeprefix(PREFIX).replace(".base_layer.", ".")
+        name = _name_in_model(name)
         layer = layers.get(id(weight))
         if layer is None:
             with gather([weight]):
@@ -137,6 +150,10 @@ def merged_weights(
                 change = b.detach().float() @ a.detach().float() * layer.scaling[POLICY]
                 merged = (weight.detach().float() + change).to(weight.dtype)
             yield name, merged
+
+
+def _name_in_model(name: str) -> str:
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def merged_state_dict(model: PeftModel, gather: Gather = nothing_to_gather) -> dict[str, torch.Tensor]:

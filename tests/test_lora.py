@@ -8,6 +8,7 @@ import torch
 from conftest import VOCABULARY, run_config, tiny_model, untied_llama
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from test_sequence_scorer import ARCHITECTURES
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -59,6 +60,11 @@ def test_the_seed_decides_the_adapter_and_nothing_else_does() -> None:
     model, state = tiny_model(), torch.get_rng_state()
     lora.add_adapter(model, SPEC, seed=2)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_experts_that_are_one_parameter_get_no_adapter() -> None:
+    with pytest.raises(ConfigError, match=r"target_modules: 'all-linear' .* experts"):
+        lora.add_adapter(ARCHITECTURES["deepseek_v3"].build(), SPEC, seed=0)
 
 
 def test_adapters_have_the_models_dtype() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from iris_ray.config import RunConfig
+from iris_ray.kept_buffers import kept_buffers
 from iris_ray.learner.sequence_scorer import SequenceScorer
 from iris_ray.learner.token_batch import TokenBatch
 from iris_ray.lora import Gather, adapter_tensors, add_adapter, merged_weights
@@ -38,8 +39,12 @@ class Players(ABC):
         """What is trained and published, as generators call it."""
 
     @abstractmethod
+    def published_buffers(self) -> NamedTensors:
+        """What generators need beside the weights, and is never trained."""
+
+    @abstractmethod
     def model_weights(self, gather: Gather) -> NamedTensors:
-        """All weights of the policy as a model of its own. A tensor may live until the next only."""
+        """The policy as a model of its own, buffers included. A tensor may live until the next only."""
 
     @abstractmethod
     def opponent_weights(self) -> NamedTensors:
@@ -64,7 +69,11 @@ class ModelPolicy(Players):
     def policy_weights(self) -> NamedParameters:
         return self.model.named_parameters()
 
+    def published_buffers(self) -> NamedTensors:
+        return kept_buffers(self.model)
+
     def model_weights(self, gather: Gather) -> NamedTensors:
+        yield from self.published_buffers()
         for name, parameter in self.policy_weights():
             with gather([parameter]):
                 yield name, parameter.detach()
@@ -80,6 +89,9 @@ class AdapterPolicy(Players):
 
     def policy_weights(self) -> NamedParameters:
         return adapter_tensors(self.adapted)
+
+    def published_buffers(self) -> NamedTensors:
+        return iter(())
 
     def model_weights(self, gather: Gather) -> NamedTensors:
         return merged_weights(self.adapted, gather)

@@ -189,9 +189,13 @@ class SelfPlayLearner:
             batches = [replace(batch, head_rows=most) for batch, most in zip(batches, rows, strict=True)]
         return groups, batches
 
+    def published_weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """What generators need of the policy, or of the opponent: its `weights`, and a model's buffers."""
+        yield from self.weights(opponent)
+        yield from self.players.published_buffers()
+
     def weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """What is published of the policy, or of the opponent, whole on every rank: all weights, or those
-        of the adapter.
+        """The policy, or the opponent, whole on every rank: all weights, or those of the adapter.
 
         A tied parameter comes once, and may live until the next only. Every rank must run through all of
         them (ZeRO-3 gathers). Raises `IrisRayError` if no opponent is kept (`players.keeps_opponent`).

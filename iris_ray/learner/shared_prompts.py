@@ -90,7 +90,7 @@ def _apart(
 
 
 def caps_scores(model: PreTrainedModel) -> bool:
-    """Whether attention squeezes its scores (Gemma 2). The library's `eager` does, its `sdpa` keeps silent."""
+    """Whether attention squeezes its scores (Gemma 2): the library's `eager` does, its `sdpa` does not."""
     return getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
