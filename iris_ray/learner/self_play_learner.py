@@ -18,7 +18,6 @@ from iris_ray.errors import IrisRayError
 from iris_ray.learner.batch_rows import KINDS, BatchRows, given_references
 from iris_ray.learner.engine import build_engine, take_step
 from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
-from iris_ray.learner.micro_batches import micro_batches
 from iris_ray.learner.optimizer import round_scheduler
 from iris_ray.learner.players import build_players
 from iris_ray.learner.sequence_scorer import TRIAL
@@ -178,9 +177,8 @@ class SelfPlayLearner:
         Collectives inside a forward pass (ZeRO-3) need the same number of passes on every rank, and of
         chunks of response tokens that go through the head.
         """
-        limit = self.config.learner.micro_batch_tokens
-        groups = micro_batches([pair.num_tokens for pair in pairs], limit)
         prompts = [PromptGroup(pair.prompt_tokens, pair.responses) for pair in pairs]
+        groups = self.players.scorer.split(prompts, self.config.learner.micro_batch_tokens)
         lay_out = partial(self.players.scorer.lay_out, temperature=temperature)
         batches = [lay_out([prompts[i] for i in group]) for group in groups]
         rows = largest_over_ranks([len(batch.labels_R) for batch in batches])

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from iris_ray.learner.kernels import HAS_KERNELS
 from iris_ray.learner.kernels.label_logprobs import label_logprobs
+from iris_ray.learner.micro_batches import micro_batches, padded_micro_batches
 from iris_ray.learner.shared_prompts import caps_scores, knows_shared_prompts, use_shared_prompts
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch, pack, pad, repeated_length
 from iris_ray.memory import LOGITS_BYTES
@@ -57,6 +58,14 @@ class SequenceScorer(nn.Module):
                 return sharing
             model.set_attn_implementation(before)
         return cls(model, plain_head=plain)
+
+    def split(self, groups: Sequence[PromptGroup], max_tokens: int) -> list[list[int]]:
+        """Indices of `groups` by forward pass, whose layout has at most `max_tokens` tokens."""
+        if self.shares_prompts:
+            sizes = [len(prompt) + sum(map(len, responses)) for prompt, responses in groups]
+            return micro_batches(sizes, max_tokens)
+        shapes = [(len(responses), len(prompt) + max(map(len, responses))) for prompt, responses in groups]
+        return padded_micro_batches(shapes, max_tokens)
 
     def lay_out(self, groups: Sequence[PromptGroup], temperature: float = 1.0) -> TokenBatch:
         """Prompts and responses in the layout that `forward` takes, on the model's device."""
