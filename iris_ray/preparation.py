@@ -17,7 +17,6 @@ from iris_ray.data.splits import demonstration
 from iris_ray.errors import ConfigError, ModelError, RunFolderError, first_line
 from iris_ray.evaluation import SCORERS, check_pattern
 from iris_ray.game import Game
-from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.harness.evaluate import check_installed, task_manager, task_of
 from iris_ray.lora import meta_model, target_modules
 from iris_ray.plugins import configured_objective
@@ -72,7 +71,7 @@ def check_names(config: RunConfig) -> None:
 def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
     """Read and tokenise the data into the run folder.
 
-    Raises `DataError` or `ModelError`, and `ConfigError` for stop texts that the tokenizer does not have.
+    Raises `DataError` or `ModelError`, and `ConfigError` for stop texts that do not fit the tokenizer.
     """
     if config.model.scratch:
         rows = _rows(config)
@@ -84,7 +83,6 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         parameters = count_parameters(config)
         tokenizer = load_tokenizer(config)
         rows = _rows(config)
-    single_tokens(config.generation.stop, tokenizer)
     data = prepare_data(rows, tokenizer, config, folder.data)
     tokenizer.save_pretrained(folder.tokenizer)
     return Prepared(tokenizer, parameters, data)
