@@ -332,6 +332,37 @@ def test_response_ends_with_one_end_token(tokenizer, ending):
     assert tokenizer.decode(encoded.response_tokens) == "It is 2.<|im_end|>"
 
 
+def test_options_reach_the_template(tokenizer):
+    """Of a model that thinks first, unless told not to: as Qwen3's."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    thinking = Encoder(tokenizer, Data(path="x"))(CHAT)
+    assert tokenizer.decode(thinking.response_tokens) == "<think>\n\n</think>\n\nIt is 2.<|im_end|>"
+    options = {"enable_thinking": False}
+    plain = Encoder(tokenizer, Data(path="x", chat_template_options=options))(CHAT)
+    assert tokenizer.decode(plain.response_tokens) == "It is 2.<|im_end|>"
+    assert plain.prompt_text == thinking.prompt_text + "<think>\n\n</think>\n\n"
+
+
+def test_an_option_that_the_template_does_not_know_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match=r"data\.chat_template_options: 'enable_thinkin' does not occur in"):
+        Encoder(tokenizer, Data(path="x", chat_template_options={"enable_thinkin": False}))
+
+
+def test_a_row_whose_response_the_template_changes_is_dropped(tokenizer):
+    tokenizer.chat_template = CHATML.replace("m.content }}", "m.content.split('</think>')[-1] }}")
+    encoder = Encoder(tokenizer, Data(path="x"))
+    assert tokenizer.decode(encoder(CHAT).response_tokens) == "It is 2.<|im_end|>"
+    thought = {"role": "assistant", "content": "<think>1 + 1</think>It is 2."}
+    with pytest.raises(BadRow, match="the chat template changes the response, or leaves out a part of it"):
+        encoder([*CHAT[:-1], thought])
+
+
 @pytest.mark.parametrize("written", ["It is 2.<end_of_turn>", "It is 2.<eos>"])
 def test_an_annotated_response_ends_where_a_written_one_would(turn_tokenizer, written):
     """Otherwise the learner could tell the two kinds apart by their last tokens."""

@@ -39,7 +39,8 @@ class Encoder:
     ends where a written one would: at the first end token or text of `stop` (`generation.stop`).
 
     Raises `ModelError` if the tokenizer has no end token, or no chat template where `data.chat_template` asks
-    for it, and `ConfigError` for a `stop` that the tokenizer does not have, or that lacks the template's end.
+    for it, and `ConfigError` for options that the template does not know, and for a `stop` that the tokenizer
+    does not have or that lacks the template's end.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: Data, stop: Sequence[str] = ()) -> None:
@@ -54,6 +55,12 @@ class Encoder:
                 "data.chat_template=true: the tokenizer has no chat template. Set data.chat_template=false "
                 "to feed prompts as they are, or choose an instruct model."
             )
+        for option in data.chat_template_options:
+            if option not in str(tokenizer.chat_template):
+                raise ConfigError(
+                    f"data.chat_template_options: {option!r} does not occur in the model's chat template. "
+                    "Leave it out, or correct its name."
+                )
         self._ends = {tokenizer.eos_token_id, *single_tokens(stop, tokenizer)}
         if data.chat_template:
             self._check_end()
@@ -86,7 +93,9 @@ class Encoder:
 
     def _render(self, messages: list[Message]) -> tuple[str, str]:
         try:
-            template = partial(self._tokenizer.apply_chat_template, tokenize=False)
+            template = partial(
+                self._tokenizer.apply_chat_template, **self._data.chat_template_options, tokenize=False
+            )
             prompt = str(template(messages[:-1], add_generation_prompt=True))
             full = str(template(messages))
         except TemplateError as error:
@@ -97,7 +106,10 @@ class Encoder:
                 f"another for prompt and response. The prompt alone ends with {prompt[-40:]!r}. Set "
                 "data.chat_template=false, or choose a model with another template."
             )
-        return prompt, full[len(prompt) :]
+        response = full[len(prompt) :]
+        if messages[-1]["content"].strip() not in response:
+            raise BadRow("the chat template changes the response, or leaves out a part of it")
+        return prompt, response
 
     def _check_end(self) -> None:
         """Raise `ConfigError` if the template ends a turn with a special token that ends no response.
