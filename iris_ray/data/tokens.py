@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -93,9 +93,8 @@ class Encoder:
 
     def _render(self, messages: list[Message]) -> tuple[str, str]:
         try:
-            template = partial(
-                self._tokenizer.apply_chat_template, **self._data.chat_template_options, tokenize=False
-            )
+            apply: Any = self._tokenizer.apply_chat_template
+            template = partial(apply, **self._data.chat_template_options, tokenize=False)
             prompt = str(template(messages[:-1], add_generation_prompt=True))
             full = str(template(messages))
         except TemplateError as error:
