@@ -26,7 +26,7 @@ def examine(config: RunConfig, model_path: str, version: int) -> dict[str, float
 
     tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
     # vLLM scores a sequence only if one more token would fit behind it.
-    model = AskingModel(tokenizer, config.window - 1, ask)
+    model = AskingModel(tokenizer, config.window - 1, ask, config.data.chat_template_options)
     protocol = Protocol(evaluation.tasks_limit, config.data.chat_template)
     scores = examined(model, evaluation.tasks, protocol, evaluation.tasks_folder)
     return {f"task_{score.task.name}": score.value for score in scores}

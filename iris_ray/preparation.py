@@ -1,13 +1,14 @@
 """What is done before the first actor starts: data, tokenizer, model, and every check they allow."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, constants
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, PreparedData, load_prepared, prepare_data
@@ -17,7 +18,6 @@ from iris_ray.data.splits import demonstration
 from iris_ray.errors import ConfigError, ModelError, RunFolderError, first_line
 from iris_ray.evaluation import SCORERS, check_pattern
 from iris_ray.game import Game
-from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.harness.evaluate import check_installed, task_manager, task_of
 from iris_ray.lora import meta_model, target_modules
 from iris_ray.plugins import configured_objective
@@ -72,7 +72,7 @@ def check_names(config: RunConfig) -> None:
 def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
     """Read and tokenise the data into the run folder.
 
-    Raises `DataError` or `ModelError`, and `ConfigError` for stop texts that the tokenizer does not have.
+    Raises `DataError` or `ModelError`, and `ConfigError` for stop texts that do not fit the tokenizer.
     """
     if config.model.scratch:
         rows = _rows(config)
@@ -84,7 +84,6 @@ def prepare(config: RunConfig, folder: RunFolder) -> Prepared:
         parameters = count_parameters(config)
         tokenizer = load_tokenizer(config)
         rows = _rows(config)
-    single_tokens(config.generation.stop, tokenizer)
     data = prepare_data(rows, tokenizer, config, folder.data)
     tokenizer.save_pretrained(folder.tokenizer)
     return Prepared(tokenizer, parameters, data)
@@ -179,7 +178,8 @@ def count_parameters(config: RunConfig) -> int:
 def described_model(config: RunConfig) -> PreTrainedModel:
     """The model of `model.path` without its weights, from its configuration alone.
 
-    Raises `ModelError` if it is no causal language model, or its context is too short for the data limits.
+    Raises `ModelError` if it is no causal language model, or its context is too short for the data limits,
+    or the part of it in which one sequence does not change another's positions.
     """
     name = _found(config)
     try:
@@ -192,14 +192,31 @@ def described_model(config: RunConfig) -> PreTrainedModel:
             f"model.architecture={wanted} does not fit: {name} is a {kind} model. Name another one in "
             "model.path, or leave model.architecture empty."
         )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and config.window > context:
-        raise ModelError(
-            f"data.max_prompt_tokens={config.data.max_prompt_tokens} and data.max_response_tokens="
-            f"{config.data.max_response_tokens} need a context of {config.window} tokens, but "
-            f"{config.model.path} has {context}. Lower them."
-        )
+    for length, reason in _contexts(model.config.get_text_config()):
+        if config.window > length:
+            raise ModelError(
+                f"data.max_prompt_tokens={config.data.max_prompt_tokens} and data.max_response_tokens="
+                f"{config.data.max_response_tokens} need a context of {config.window} tokens, but "
+                f"{config.model.path} {reason}. Lower them."
+            )
     return model
+
+
+def _contexts(config: PreTrainedConfig) -> Iterator[tuple[int, str]]:
+    """Lengths in tokens that no sequence may exceed, and why."""
+    if context := getattr(config, "max_position_embeddings", None):
+        yield context, f"has {context}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):  # one for all layers, or by their type
+        # Its long factors come in for a whole batch of transformers by the longest sequence in it, for all
+        # sequences of vLLM by the window.
+        if isinstance(each, dict) and each.get("rope_type") == "longrope":
+            short = each["original_max_position_embeddings"]
+            yield (
+                short,
+                f"encodes positions in another way beyond {short} (rope_type=longrope): one longer sequence "
+                "would change log p of those beside it",
+            )
 
 
 def _counted(model: PreTrainedModel, config: RunConfig) -> int:

@@ -43,5 +43,12 @@ def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
                 f"{field}: {new.get(field)!r} does not fit: the run was played with {old.get(field)!r}. "
                 "Leave it as it was, or start a new run from model.path=<a checkpoint that was exported>."
             )
+    wanted, planned = after.schedule.iterations, before.schedule.iterations
+    if wanted != planned and before.alpha.schedule == "geometric":
+        raise ConfigError(
+            f"schedule.iterations: {wanted} does not fit: alpha.schedule=geometric has spread α over "
+            f"{planned}. Leave it as it was, or start a new run from model.path=<a checkpoint that was "
+            "exported>."
+        )
     folder.config.write_text(after.to_yaml())
     return after

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -10,8 +11,9 @@ from conftest import run_config
 
 from iris_ray.checkpoints import BEGINNING, FORMAT, STATE, CheckpointStorage, Place, read_state, write_state
 from iris_ray.cli import main
-from iris_ray.config import RunConfig
+from iris_ray.config import Alpha, RunConfig
 from iris_ray.errors import CheckpointError, ConfigError, RunFolderError
+from iris_ray.resumption import resumed_config
 from iris_ray.run_folder import RunFolder
 from iris_ray.self_play import SelfPlay
 
@@ -250,6 +252,16 @@ def test_settings_that_may_change_are_kept(resume: Resume, run: RunFolder) -> No
     resume("--resume", str(run.path), *overrides)  # there are no data
     after = RunConfig.from_yaml(run.config)
     assert (after.learner.workers, after.learner.zero_stage, after.schedule.iterations) == (2, 3, 9)
+
+
+@pytest.mark.parametrize(("schedule", "stays"), [("geometric", True), ("gap_feedback", False)])
+def test_the_number_of_iterations_stays_where_alphas_course_spreads_over_it(
+    tmp_path: Path, schedule: str, stays: bool
+) -> None:
+    run = RunFolder.create(config(tmp_path).model_copy(update={"alpha": Alpha(schedule=schedule)}))
+    refused = pytest.raises(ConfigError, match=r"schedule\.iterations: 9 .*=geometric has spread α over 5")
+    with refused if stays else nullcontext():
+        assert resumed_config(run, ["schedule.iterations=9"]).schedule.iterations == 9
 
 
 @pytest.mark.parametrize("arguments", [(), ("recipe.yaml", "--resume", "runs/first")])

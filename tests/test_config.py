@@ -136,6 +136,10 @@ def test_exactly_one_source(section, both):
             "learner.offload (parameters) needs learner.zero_stage (2) to be at least 3",
         ),
         (
+            {"learner": {"workers": 2, "num_gpus": 0.5}},
+            "learner.num_gpus (0.5): with learner.workers (2) each rank needs a whole GPU",
+        ),
+        (
             {"sync": {"transport": "nccl"}},
             "sync.transport (nccl) needs a whole GPU on each side: raise generation.num_gpus (0)",
         ),

@@ -14,12 +14,17 @@ from iris_ray.data.report import Dropped
 from iris_ray.data.rows import BadRow, Rows, read_rows
 from iris_ray.data.splits import demonstration, load_split
 from iris_ray.data.tokens import Encoder
-from iris_ray.errors import DataError, ModelError
+from iris_ray.errors import ConfigError, DataError, ModelError
 from iris_ray.scratch.tokenizer import train_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As Gemma's: a turn ends with a token of its own, and the end token stands at most behind it, as in Phi-3's.
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}{{ eos_token }}{% endif %}"
 )
 ROWS = [{"prompt": f"What is {i} plus 1?", "response": f"It is {i + 1}."} for i in range(20)]
 CHAT = [
@@ -55,6 +60,16 @@ def trained():
 @pytest.fixture
 def tokenizer(trained):
     return PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<|im_end|>", chat_template=CHATML)
+
+
+@pytest.fixture
+def turn_tokenizer(trained):
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(trained.to_str()),
+        eos_token="<eos>",
+        additional_special_tokens=["<end_of_turn>"],
+        chat_template=TURNS,
+    )
 
 
 @pytest.fixture
@@ -315,6 +330,64 @@ def test_response_ends_with_one_end_token(tokenizer, ending):
     )
     encoded = Encoder(tokenizer, Data(path="x"))(CHAT)
     assert tokenizer.decode(encoded.response_tokens) == "It is 2.<|im_end|>"
+
+
+def test_options_reach_the_template(tokenizer):
+    """Of a model that thinks first, unless told not to: as Qwen3's."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    thinking = Encoder(tokenizer, Data(path="x"))(CHAT)
+    assert tokenizer.decode(thinking.response_tokens) == "<think>\n\n</think>\n\nIt is 2.<|im_end|>"
+    options = {"enable_thinking": False}
+    plain = Encoder(tokenizer, Data(path="x", chat_template_options=options))(CHAT)
+    assert tokenizer.decode(plain.response_tokens) == "It is 2.<|im_end|>"
+    assert plain.prompt_text == thinking.prompt_text + "<think>\n\n</think>\n\n"
+
+
+def test_an_option_that_the_template_does_not_know_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match=r"data\.chat_template_options: 'enable_thinkin' does not occur in"):
+        Encoder(tokenizer, Data(path="x", chat_template_options={"enable_thinkin": False}))
+
+
+def test_a_row_whose_response_the_template_changes_is_dropped(tokenizer):
+    tokenizer.chat_template = CHATML.replace("m.content }}", "m.content.split('</think>')[-1] }}")
+    encoder = Encoder(tokenizer, Data(path="x"))
+    assert tokenizer.decode(encoder(CHAT).response_tokens) == "It is 2.<|im_end|>"
+    thought = {"role": "assistant", "content": "<think>1 + 1</think>It is 2."}
+    with pytest.raises(BadRow, match="the chat template changes the response, or leaves out a part of it"):
+        encoder([*CHAT[:-1], thought])
+
+
+@pytest.mark.parametrize("written", ["It is 2.<end_of_turn>", "It is 2.<eos>"])
+def test_an_annotated_response_ends_where_a_written_one_would(turn_tokenizer, written):
+    """Otherwise the learner could tell the two kinds apart by their last tokens."""
+    ending = "{{ eos_token }}" if "<eos>" in written else "<end_of_turn>\n{{ eos_token }}"
+    turn_tokenizer.chat_template = TURNS.replace("<end_of_turn>\n", ending, 1)
+    encoded = Encoder(turn_tokenizer, Data(path="x"), ["<end_of_turn>"])(CHAT)
+    assert encoded.response_tokens == turn_tokenizer.encode(written)
+
+
+def test_a_template_that_ends_turns_with_a_token_which_ends_no_written_response_is_refused(
+    turn_tokenizer, tmp_path
+):
+    settings = config(save("jsonl", tmp_path))
+    message = r"generation\.stop: .* ends a turn with '<end_of_turn>', .* with '<eos>' alone\. Add '<end_of"
+    with pytest.raises(ConfigError, match=message):
+        prepare(settings, turn_tokenizer, tmp_path / "run")
+    stop = settings.generation.model_copy(update={"stop": ["<end_of_turn>"]})
+    prepared = prepare(settings.model_copy(update={"generation": stop}), turn_tokenizer, tmp_path / "run")
+    ends = {tokens[-1] for tokens in prepared.train["response_tokens"]}
+    assert ends == set(turn_tokenizer.encode("<end_of_turn>"))
+
+
+def test_stop_texts_that_the_tokenizer_does_not_have_are_refused(tokenizer):
+    with pytest.raises(ConfigError, match=r"generation\.stop: '<end_of_turn>' is \d+ tokens"):
+        Encoder(tokenizer, Data(path="x"), ["<end_of_turn>"])
 
 
 def test_without_template(plain_tokenizer):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from iris_ray import RunConfig
 from iris_ray.cli import app
 from iris_ray.errors import ConfigError
+from iris_ray.harness.asking_model import AskingModel
 from iris_ray.harness.evaluate import Score
 from iris_ray.harness.suites import PAPER, Task
 from iris_ray.harness.tables import average
@@ -90,6 +91,15 @@ def test_scores_are_those_that_transformers_gives(model: Path, tasks: Path, tmp_
     assert other.exit_code == 1
     assert isinstance(other.exception, ConfigError)
     assert "holds results of another limit" in str(other.exception)
+
+
+def test_generators_are_asked_through_the_template_with_the_runs_options(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% if brief %}Be brief. {% endif %}{{ messages[0].content }}"
+    turns = [{"role": "user", "content": "Hello"}]
+    assert AskingModel(tokenizer, 64, list).apply_chat_template(turns) == "Hello"
+    asked = AskingModel(tokenizer, 64, list, {"brief": True}).apply_chat_template(turns)
+    assert asked == "Be brief. Hello"
 
 
 @pytest.mark.parametrize(

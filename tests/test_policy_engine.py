@@ -1,16 +1,24 @@
 """The generator's engine: a real vLLM engine whose weights are replaced while it runs."""
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from actors.environment import generator_environment
 from benchmarks.sessions import name_of
@@ -329,18 +337,48 @@ def test_no_limit_is_no_limit_however_it_is_written(running: Running) -> None:
             assert answers(running, 8) == plain
 
 
-def test_a_stop_text_ends_a_response_and_stays_in_it(tmp_path: Path) -> None:
-    texts = ["one two three"]
-    tokenizer = train_tokenizer(texts, 300)
-    (stop,) = single_tokens([START], tokenizer)
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An engine behind a gateway; the chat template has an option, and `START` ends responses, too."""
+    folder = tmp_path_factory.mktemp("speaking")
+    tokenizer = train_tokenizer(["one two three"], 300)
+    tokenizer.chat_template = "{% if brief %}Be brief. {% endif %}{{ messages[0].content }}"
+    tokenizer.save_pretrained(folder / "model")
     model = tiny_model(5, tied=True)
     with torch.no_grad():
+        stop = single_tokens([START], tokenizer)
         model.model.embed_tokens.weight[stop] *= 4  # makes it likely now and then
-    generation = CONFIG.generation.model_copy(update={"stop": [START]})
-    tokenizer.save_pretrained(tmp_path / "model")
-    with started(tmp_path, model, CONFIG.model_copy(update={"generation": generation})) as running:
+    sections: dict[str, dict[str, Any]] = {
+        "generation": {"stop": [START]},
+        "data": {"chat_template_options": {"brief": True}},
+        "gateway": {"port": 1},
+    }
+    changed = {name: getattr(CONFIG, name).model_copy(update=values) for name, values in sections.items()}
+    with started(folder, model, CONFIG.model_copy(update=changed)) as running:
         running.load(model)
-        written = answers(running, 40)
+        yield running
+
+
+def test_conversations_go_through_the_template_as_the_runs_prompts_do(speaking: Running) -> None:
+    messages = [{"role": "user", "content": "one two three"}]
+    body = {"model": CONFIG.run.name, "messages": messages, "max_tokens": 1}
+
+    async def ask() -> bytes:
+        sent = speaking.engine.respond("POST", "/v1/chat/completions", body)
+        return b"".join([message.get("body", b"") async for message in sent])
+
+    tokenizer = AutoTokenizer.from_pretrained(speaking.folder / "model")
+    with_option, without = (
+        len(tokenizer.apply_chat_template(messages, **options)["input_ids"])
+        for options in ({"brief": True}, {})
+    )
+    assert json.loads(speaking.run(ask()))["usage"]["prompt_tokens"] == with_option > without
+
+
+def test_a_stop_text_ends_a_response_and_stays_in_it(speaking: Running) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(speaking.folder / "model")
+    (stop,) = single_tokens([START], tokenizer)
+    written = answers(speaking, 40)
     ended = [tokens for tokens in written if tokens[-1] == stop]
     assert ended
     assert all(tokens.index(stop) == len(tokens) - 1 for tokens in ended)

@@ -16,11 +16,11 @@ MILLION = 10**6
 def test_needs_follow_the_configuration():
     config = run_config(
         generation={"count": 3, "num_cpus": 0.25, "resources": {"generators": 1}},
-        learner={"workers": 2, "num_cpus": 4, "num_gpus": 0.5, "labels": {"tier": "spot"}},
+        learner={"workers": 2, "num_cpus": 4, "num_gpus": 1, "labels": {"tier": "spot"}},
     )
     generator, learner = needs(config, MILLION)
     assert (generator.role, generator.count, generator.cpus, generator.gpus) == ("generator", 3, 0.25, 0)
-    assert (learner.role, learner.count, learner.cpus, learner.gpus) == ("learner", 2, 4, 0.5)
+    assert (learner.role, learner.count, learner.cpus, learner.gpus) == ("learner", 2, 4, 1)
     assert (generator.custom, learner.labels) == ({"generators": 1}, {"tier": "spot"})
     assert generator.memory == generator_memory(config, MILLION)
     assert learner.memory == learner_memory(config, MILLION)

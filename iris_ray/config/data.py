@@ -1,6 +1,7 @@
 """Settings of the demonstrations."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -43,6 +44,8 @@ class Data(Section):
     all."""
     chat_template: bool = True
     """Put prompts into the model's chat template. `false` feeds them as they are."""
+    chat_template_options: dict[str, Any] = {}
+    """Options that the chat template has, such as `{enable_thinking: false}` of models that think first."""
     limit: int | None = Field(None, ge=1)
     """Read at most this many rows."""
     holdout: int = Field(256, ge=0)

@@ -64,8 +64,8 @@ class Generation(Section):
     min_p: float = Field(0.0, ge=0, le=1)
     """Sample from tokens at least this fraction as likely as the likeliest one."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    """Texts that end a response beside the end token, each a single token of the tokenizer. The response
-    keeps it as its last token."""
+    """Texts that end a response beside the end token, written or annotated, each a single token of the
+    tokenizer. The response keeps it as its last token."""
     concurrency: int = Field(64, ge=1)
     """Responses that one engine writes at the same time."""
     in_flight: Literal["finish", "continue", "resubmit"] = "finish"

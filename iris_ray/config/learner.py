@@ -14,6 +14,7 @@ class Learner(Section):
     num_cpus: float = Field(1, gt=0)
     """Cores per rank."""
     num_gpus: float = Field(0, ge=0, le=1)
+    """GPUs per rank: one, or a part of one if there is a single rank."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Custom Ray resources per rank."""
     labels: dict[str, str] = {}
@@ -64,6 +65,15 @@ class Learner(Section):
                 "one per iteration."
             )
         return rates if several else rates[0]
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> "Learner":
+        if self.workers > 1 and self.num_gpus % 1:
+            raise ValueError(
+                f"learner.num_gpus ({self.num_gpus:g}): with learner.workers ({self.workers}) each rank "
+                "needs a whole GPU, as NCCL takes no two on one. Set learner.num_gpus=1, or learner.workers=1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offloads(self) -> "Learner":

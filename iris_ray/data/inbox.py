@@ -67,7 +67,8 @@ class Inbox:
                 # The limits of the first data are not those of what comes.
                 own = {"path": str(path), "sort_digits": None, "limit": None, "split": "train"}
                 data = self.config.data.model_copy(update=own)
-                table, good, dropped = tokenise(read_rows(data), self.tokenizer, data, part / path.name)
+                config = self.config.model_copy(update={"data": data})
+                table, good, dropped = tokenise(read_rows(data), self.tokenizer, config, part / path.name)
             except DataError as error:
                 added.refused[path.name] = str(error)
                 continue

@@ -55,11 +55,11 @@ def prepare_data(
     Columns: `prompt_id`, `prompt_tokens`, `response_tokens`; in `holdout` also `prompt_text`, the prompt as
     tokenised, and `response_text`, the annotated response. Rows keep their order; `run.seed` draws those
     held out and those of `data.subset`. Raises `DataError` if too many rows are bad or too few remain,
-    `ModelError` if the tokenizer does not fit.
+    `ModelError` or `ConfigError` as `Encoder` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as scratch:
-        table, good, dropped = tokenise(rows, tokenizer, config.data, Path(scratch))
+        table, good, dropped = tokenise(rows, tokenizer, config, Path(scratch))
         train, holdout = _split(np.flatnonzero(good), config)
         used = np.concatenate([train, holdout])
         _save(table, train, folder / "train", TOKENS)
@@ -77,13 +77,13 @@ def prepare_data(
 
 
 def tokenise(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", data: Data, scratch: Path
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", config: RunConfig, scratch: Path
 ) -> tuple[Dataset, np.ndarray, dict[str, Dropped]]:
     """All rows as tokens, kept in folder `scratch`; which of them are good, and what is wrong with the rest.
 
-    Raises `DataError` if too many are bad, `ModelError` if the tokenizer does not fit.
+    Raises `DataError` if too many are bad, `ModelError` or `ConfigError` as `Encoder` does.
     """
-    encoder = Encoder(tokenizer, data)
+    encoder = Encoder(tokenizer, config.data, config.generation.stop)
     scratch.mkdir(exist_ok=True)
     table = rows.dataset.map(
         lambda batch, indices: _tokenise(rows, encoder, batch, indices),
@@ -96,7 +96,7 @@ def tokenise(
     )
     good = pc.equal(table.data["problem"], "").to_numpy()
     dropped = _count(table.select(np.flatnonzero(~good)))
-    _check_bad_fraction(len(table), dropped, data)
+    _check_bad_fraction(len(table), dropped, config.data)
     return table, good, dropped
 
 

@@ -1,14 +1,17 @@
 """The one rule from chat messages to token ids, for training and held-out data alike."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from iris_ray.config import Data
 from iris_ray.data.rows import BadRow, Message
-from iris_ray.errors import ModelError
+from iris_ray.errors import ConfigError, ModelError
+from iris_ray.generation.stop_tokens import single_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as the model reads it. `response_tokens` ends with the end token and holds no other."""
+    """One row as the model reads it.
+
+    `response_tokens` ends with the end token, or a text of `generation.stop`, and holds no other.
+    """
 
     prompt_text: str
     prompt_tokens: list[int]
@@ -29,13 +35,15 @@ class Encoder:
     Annotated and synthetic responses follow exactly the same prompt tokens. Behind a chat template a
     response is tokenised as it stands there, as the model would write it: alone, the tokenizers of Llama and
     Mistral would begin it with a space, and every annotated response could be told by that. Where prompt and
-    response would share a token, and without a template, they are tokenised apart.
+    response would share a token, and without a template, they are tokenised apart. An annotated response
+    ends where a written one would: at the first end token or text of `stop` (`generation.stop`).
 
     Raises `ModelError` if the tokenizer has no end token, or no chat template where `data.chat_template` asks
-    for it.
+    for it, and `ConfigError` for options that the template does not know, and for a `stop` that the tokenizer
+    does not have or that lacks the template's end.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: Data) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: Data, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._data = data
         if tokenizer.eos_token_id is None:
@@ -47,16 +55,25 @@ class Encoder:
                 "data.chat_template=true: the tokenizer has no chat template. Set data.chat_template=false "
                 "to feed prompts as they are, or choose an instruct model."
             )
+        for option in data.chat_template_options:
+            if option not in str(tokenizer.chat_template):
+                raise ConfigError(
+                    f"data.chat_template_options: {option!r} does not occur in the model's chat template. "
+                    "Leave it out, or correct its name."
+                )
+        self._ends = {tokenizer.eos_token_id, *single_tokens(stop, tokenizer)}
+        if data.chat_template:
+            self._check_end()
 
     def __call__(self, messages: list[Message]) -> Encoded:
         """Encode one row. Raises `BadRow` if it does not fit the limits or the template."""
         prompt, response = self._render(messages) if self._data.chat_template else _plain(messages)
-        eos = self._tokenizer.eos_token_id
         prompt_tokens, response_tokens = self._tokens(prompt, response)
-        # Templates may write more after the end token, such as a newline, or use a token of their own.
-        if eos in response_tokens:
-            response_tokens = response_tokens[: response_tokens.index(eos)]
-        response_tokens.append(eos)
+        end = next((at for at, token in enumerate(response_tokens) if token in self._ends), None)
+        if end is None:
+            response_tokens.append(self._tokenizer.eos_token_id)
+        else:  # templates may write more behind it, such as a newline
+            response_tokens = response_tokens[: end + 1]
         for name, tokens in {"prompt": prompt_tokens, "response": response_tokens}.items():
             limit = getattr(self._data, f"max_{name}_tokens")
             if len(tokens) > limit:
@@ -76,7 +93,8 @@ class Encoder:
 
     def _render(self, messages: list[Message]) -> tuple[str, str]:
         try:
-            template = partial(self._tokenizer.apply_chat_template, tokenize=False)
+            apply: Any = self._tokenizer.apply_chat_template
+            template = partial(apply, **self._data.chat_template_options, tokenize=False)
             prompt = str(template(messages[:-1], add_generation_prompt=True))
             full = str(template(messages))
         except TemplateError as error:
@@ -87,7 +105,29 @@ class Encoder:
                 f"another for prompt and response. The prompt alone ends with {prompt[-40:]!r}. Set "
                 "data.chat_template=false, or choose a model with another template."
             )
-        return prompt, full[len(prompt) :]
+        response = full[len(prompt) :]
+        if messages[-1]["content"].strip() not in response:
+            raise BadRow("the chat template changes the response, or leaves out a part of it")
+        return prompt, response
+
+    def _check_end(self) -> None:
+        """Raise `ConfigError` if the template ends a turn with a special token that ends no response.
+
+        Written responses would go on behind it: the learner could tell the two kinds apart by that.
+        """
+        said = "Fine."
+        with suppress(BadRow):  # a template that refuses this may take the rows
+            turns = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": said}]
+            behind = self._render(turns)[1].rpartition(said)[2]
+            added = self._tokenizer.added_tokens_decoder
+            tokens = self._tokenizer.encode(behind, add_special_tokens=False)
+            end = next((token for token in tokens if token in added and added[token].special), None)
+            if end is not None and end not in self._ends:
+                text = str(added[end])
+                raise ConfigError(
+                    f"generation.stop: the chat template ends a turn with {text!r}, but written responses "
+                    f"would end with {self._tokenizer.eos_token!r} alone. Add {text!r} to generation.stop."
+                )
 
 
 def _plain(messages: list[Message]) -> tuple[str, str]:

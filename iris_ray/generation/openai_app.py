@@ -32,11 +32,12 @@ async def _engine_died(_: Request, error: Exception) -> JSONResponse:
 class OpenAIApp:
     """Routes, protocol, streaming and errors are vLLM's; requests come as calls instead of over a socket.
 
-    The model is called `name`; with `lora` that is the adapter, and the model below it `<name>-base`. The
-    engine must have a tokenizer.
+    Conversations go through the tokenizer's chat template with `template_options`. The model is called
+    `name`; with `lora` that is the adapter, and the model below it `<name>-base`. The engine must have a
+    tokenizer.
     """
 
-    def __init__(self, engine: AsyncLLM, name: str, lora: bool):
+    def __init__(self, engine: AsyncLLM, name: str, template_options: dict[str, Any], lora: bool):
         self._name = name
         self._version = 0
         base = f"{name}-base" if lora else name
@@ -47,6 +48,7 @@ class OpenAIApp:
             request_logger=None,
             chat_template=None,  # the tokenizer's
             chat_template_content_format="auto",
+            default_chat_template_kwargs=template_options,
         )
         self._completion = OpenAIServingCompletion(
             engine, self._models, online_renderer=renderer, request_logger=None

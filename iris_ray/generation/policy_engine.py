@@ -206,7 +206,8 @@ class PolicyEngine:
     def _openai(self) -> "OpenAIApp":
         from iris_ray.generation.openai_app import OpenAIApp
 
-        return OpenAIApp(self._engine, self.config.run.name, lora=self.config.model.lora is not None)
+        options = self.config.data.chat_template_options
+        return OpenAIApp(self._engine, self.config.run.name, options, lora=self.config.model.lora is not None)
 
     async def score(self, prompt: list[int], responses: Sequence[list[int]]) -> tuple[list[float], int]:
         """log p(response | prompt) of each, summed over its tokens, in nats, all under one weights version.

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class AskingModel(TemplateLM):
     """`ask` answers questions greedily; prompt and answer have `window` tokens at most.
 
-    Longer prompts lose their beginning, as with lm-eval's own models.
+    Longer prompts lose their beginning, as with lm-eval's own models. Conversations go through the
+    tokenizer's chat template with `template_options`.
     """
 
     def __init__(
@@ -24,11 +25,13 @@ class AskingModel(TemplateLM):
         tokenizer: "PreTrainedTokenizerBase",
         window: int,
         ask: Callable[[list[Question]], Sequence[Answer]],
+        template_options: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.tokenizer: Any = tokenizer
         self.window = window
         self.ask = ask
+        self.template_options = template_options or {}
 
     @property
     def eot_token_id(self) -> int:
@@ -43,6 +46,7 @@ class AskingModel(TemplateLM):
     ) -> str:
         return self.tokenizer.apply_chat_template(
             chat_history,
+            **self.template_options,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
