@@ -8,7 +8,16 @@ import fsspec
 import pytest
 from conftest import run_config
 
-from iris_ray.checkpoints import BEGINNING, FORMAT, STATE, CheckpointStorage, Place, read_state, write_state
+from iris_ray.checkpoints import (
+    BEGINNING,
+    FORMAT,
+    STATE,
+    CheckpointStorage,
+    Place,
+    read_state,
+    storage_errors,
+    write_state,
+)
 from iris_ray.cli import main
 from iris_ray.config import RunConfig
 from iris_ray.errors import CheckpointError, ConfigError, RunFolderError
@@ -176,6 +185,15 @@ def test_they_may_lie_where_fsspec_knows_a_way(tmp_path: Path) -> None:
 def test_an_unknown_kind_of_storage(tmp_path: Path, uri: str) -> None:
     with pytest.raises(ConfigError, match=rf"checkpoint\.storage={uri}.*: no such kind of storage"):
         CheckpointStorage(config(tmp_path, uri))
+
+
+def test_storage_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "shared" / "first").mkdir(parents=True)
+    (tmp_path / "shared" / "first" / "checkpoints").touch()  # no folder
+    settings = config(tmp_path, str(tmp_path / "shared"))
+    told = r"checkpoint\.storage=.*shared: cannot be read or written to"
+    with pytest.raises(ConfigError, match=told), storage_errors(settings):
+        CheckpointStorage(settings).newest()
 
 
 Resume = Callable[..., str]

@@ -11,7 +11,7 @@ from iris_ray.cli import main
 
 RECIPE = {
     "model": {
-        "scratch": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "kv_heads": 1}
+        "scratch": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 1, "kv_heads": 1}
     },
     "data": {
         "sort_digits": {"examples": 64, "min_digits": 2, "max_digits": 3},
@@ -71,6 +71,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["data.holdout=2000"], "data.sort_digits.examples (64) and data.holdout (2000)"),
         (["data.max_prompt_tokens=4"], "data.max_bad_fraction"),
         (["model.scratch=null", "model.path=nowhere"], "model.path=nowhere: no model can be loaded from it"),
+        (["data.sort_digits=null", "data.path=s3://b/x.jsonl"], "data.path=s3://b/x.jsonl: is a URI"),
+        (["checkpoint.storage=nowhere://bucket"], "checkpoint.storage=nowhere://bucket/x: no such kind of"),
         (["run.ray_address=127.0.0.1:1"], "run.ray_address=127.0.0.1:1: no Ray cluster answers there"),
         (["generation.count=5000"], "CPU: 5001 needed"),
         (["learner.num_gpus=1"], "GPU: 1 needed, 0 free"),
@@ -110,3 +112,12 @@ def test_a_dry_run_prints_settings_and_actors_and_starts_nothing(cli: Cli) -> No
     assert "64 to train on, 8 held out" in printed
     assert "generator 3 1 0" in " ".join(printed.replace("│", " ").split())
     assert not (cli.folder / "runs").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(cli: Cli) -> None:
+    code, printed = cli("checkpoint.storage=nowhere://bucket", flags=("--dry-run",))
+    assert (code, "checkpoint.storage=nowhere://bucket/x: no such kind" in printed) == (1, True)
+    (cli.folder / "runs" / "x").mkdir(parents=True)
+    (cli.folder / "runs" / "x" / "config.yaml").touch()
+    code, printed = cli(flags=("--dry-run",))
+    assert (code, "already holds a run. Choose another run.name" in printed) == (1, True)
