@@ -1,13 +1,15 @@
 """The command as a new user would mistype it: one clear message, nothing left behind."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from iris_ray.cli import main
+from iris_ray.cli import _print_next_steps, main
+from iris_ray.config import RunConfig
 
 RECIPE = {
     "model": {
@@ -63,6 +65,10 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             "alpha.schedule: 'linear' does not exist. Schedules: fixed, gap_feedback",
         ),
         (["alpha.gap=kl"], "alpha.gap: 'kl' does not exist. Gap estimators: margin, nll, variational"),
+        (
+            ["evaluation.scorer=foo"],
+            "evaluation.scorer: 'foo' does not exist. Registered by run.plugins: none",
+        ),
         (["run.plugins=[nowhere_to_be_found]"], "run.plugins: there is no module 'nowhere_to_be_found'"),
         (["run.plugins=['.x']"], "run.plugins.0: '.x' does not fit"),
         (["evaluation.answer_pattern='('"], "evaluation.answer_pattern"),
@@ -121,3 +127,14 @@ def test_a_dry_run_refuses_what_the_run_would(cli: Cli) -> None:
     (cli.folder / "runs" / "x" / "config.yaml").touch()
     code, printed = cli(flags=("--dry-run",))
     assert (code, "already holds a run. Choose another run.name" in printed) == (1, True)
+
+
+def test_printed_commands_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig.from_dict(RECIPE | {"run": {"folder": "my runs"}})
+    override = "evaluation.answer_pattern=#### (.+)"
+    _print_next_steps(config, [Path("my recipe.yaml")], [override, "run.seed=3"])
+    printed = capsys.readouterr().out
+    again = next(line for line in printed.splitlines() if "another seed" in line)
+    words = ["run", "my recipe.yaml", "--set", override, "--set", "run.name=seed-1", "--set", "run.seed=1"]
+    assert shlex.split(again, comments=False)[3:] == words
+    assert "'model.path=my runs/demo/final'" in printed
