@@ -75,7 +75,11 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["generation.max_ahead=8"], "generation.max_ahead (8) must be at least learner.batch_size (64)"),
         (["data.sort_digits=null", "data.path=none.jsonl"], "data.path: none.jsonl does not exist"),
         (["data.holdout=2000"], "data.sort_digits.examples (64) and data.holdout (2000)"),
-        (["data.max_prompt_tokens=4"], "data.max_bad_fraction"),
+        (["data.max_prompt_tokens=4"], "72 of the 72 made rows cannot be used"),
+        (
+            ["data.max_prompt_tokens=4"],
+            "Raise data.max_prompt_tokens, mend these rows, or raise data.max_bad",
+        ),
         (["model.scratch=null", "model.path=nowhere"], "model.path=nowhere: no model can be loaded from it"),
         (["data.sort_digits=null", "data.path=s3://b/x.jsonl"], "data.path=s3://b/x.jsonl: is a URI"),
         (["checkpoint.storage=nowhere://bucket"], "checkpoint.storage=nowhere://bucket/x: no such kind of"),

@@ -86,6 +86,8 @@ def test_an_unknown_setting_deep_inside_is_refused_with_those_there_are():
         ("generation", {"stop": "END"}, "generation.stop: 'END' does not fit: input should be a valid list."),
         ("generation", {"stop": [""]}, "generation.stop.0: '' does not fit: string should have at least 1"),
         ("run", {"name": "../up"}, "run.name: '../up' does not fit: string should match"),
+        ("alpha", {"value": -1}, "alpha.value: -1 does not fit: input should be greater than or equal to 0."),
+        ("alpha", {"minimum": -0.5}, "alpha.minimum: -0.5 does not fit: input should be greater than or"),
         ("alpha", {"gap_per": "word"}, "alpha.gap_per: 'word' does not fit: input should be 'token' or"),
         ("sync", 3, "sync: 3 does not fit"),
     ],
