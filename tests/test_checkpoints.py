@@ -272,4 +272,4 @@ def test_settings_that_may_change_are_kept(resume: Resume, run: RunFolder) -> No
 
 @pytest.mark.parametrize("arguments", [(), ("recipe.yaml", "--resume", "runs/first")])
 def test_a_recipe_or_a_run_but_not_both(resume: Resume, arguments: tuple[str, ...]) -> None:
-    assert "name a recipe, or with --resume the folder of a run, one of the two" in resume(*arguments)
+    assert "name a recipe, or with --resume a run, one of the two" in resume(*arguments)

@@ -11,7 +11,7 @@ from iris_ray.errors import ConfigError
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice in a section: YAML would keep the last one without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
