@@ -1,6 +1,7 @@
 """The Ray cluster that a run plays on."""
 
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, Self
@@ -62,35 +63,45 @@ def connect(address: str | None) -> str | None:
 
     Raises `ConfigError` if no cluster answers.
     """
+    told = f"run.ray_address={address}"
+    if address in (None, "auto") and (elsewhere := os.environ.get("RAY_ADDRESS")):  # as Ray itself does
+        address, told = elsewhere, f"RAY_ADDRESS={elsewhere}"
+    if address and "://" in address:
+        # Ray's client has no node of its own, and runs ask theirs for the folder of logs.
+        raise ConfigError(
+            f"{told}: neither Ray's client nor a dashboard will do. Name the head as HOST:PORT, such as "
+            "10.0.0.1:6379, from one of the cluster's nodes; or have the cluster play the run: "
+            "iris-ray submit RECIPE --address http://HOST:8265"
+        )
     if address and ":" in address:
-        _check_reachable(address)
+        _check_reachable(address, told)
     try:
         context = ray.init(
             address=address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
         )
     except ConnectionError as error:
-        raise _no_cluster(address, error) from error
+        raise _no_cluster(told, error) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
 
-def _check_reachable(address: str) -> None:
+def _check_reachable(address: str, told: str) -> None:
     # Ray itself would go on trying for many minutes.
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
-        raise _no_cluster(address, error) from error
+        raise _no_cluster(told, error) from error
 
 
-def _no_cluster(address: str | None, error: Exception) -> ConfigError:
+def _no_cluster(told: str, error: Exception) -> ConfigError:
     if "InvalidAuthToken" in str(error.__cause__):
         return ConfigError(
-            f"run.ray_address={address}: the Ray cluster there wants its token. Copy what "
+            f"{told}: the Ray cluster there wants its token. Copy what "
             "'ray get-auth-token' prints on its head node into ~/.ray/auth_token."
         )
     return ConfigError(
-        f"run.ray_address={address}: no Ray cluster answers there ({error}). Start one with "
-        "'ray start --head', or leave the setting empty for a local cluster."
+        f"{told}: no Ray cluster answers there ({error}). Start one with 'ray start --head', or leave "
+        "run.ray_address and RAY_ADDRESS empty for a local cluster."
     )
 
 

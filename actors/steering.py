@@ -91,19 +91,28 @@ class LiveRun:
 def joined(run: str | Path, address: str | None = None) -> Iterator[None]:
     """Be on the Ray cluster at `address`: by default the one that the run's folder tells, or that at hand.
 
-    Raises `ConfigError` if none answers, `RunFolderError` if it is the run's own one.
+    Raises `RunFolderError` if none answers, `ConfigError` if it is the one at `address`.
     """
     folder = RunFolder(Path(run))
     where = {} if address else folder.read_where()
     try:
         connect(address or where.get("address") or "auto")
     except ConfigError as error:
-        if not where:
+        if address:
             raise
-        told = f"{run}: the Ray cluster that it played on, {where['address']}, does not answer"
-        if folder.cluster.exists():
-            told += f": the run was killed. To go on: iris-ray run --resume {run}"
-        told += f"\nIts logs may still lie in {where.get('logs')} of its nodes."
+        if not folder.config.exists():
+            told = (
+                f"{folder.path.name}: there is no run of this name in {Path(run).parent}. 'iris-ray runs' "
+                "lists those that are there. A run on another cluster needs --address."
+            )
+        elif not where:
+            told = f"{run}: this run's folder tells of no Ray cluster, and none runs on this machine."
+        else:
+            told = f"{run}: the Ray cluster that it played on, {where['address']}, does not answer from here."
+            if folder.cluster.exists():
+                told += f" If the run is over: iris-ray run --resume {run}"
+            if logs := where.get("logs"):
+                told += f"\nIts logs may still lie in {logs} on its nodes."
         raise RunFolderError(told) from error
     try:
         yield
@@ -115,8 +124,8 @@ def joined(run: str | Path, address: str | None = None) -> Iterator[None]:
 def live_run(run: str | Path, address: str | None = None) -> Iterator[LiveRun]:
     """The run in folder `run`, or of that name on the Ray cluster at `address` (by default that at hand).
 
-    Raises `RunFolderError` if the run in the folder does not play, `ConfigError` if no cluster answers,
-    `UnavailableError` if no such run plays on it.
+    Raises `RunFolderError` if the run in the folder does not play or no cluster answers, `ConfigError` if
+    that at `address` does not, `UnavailableError` if no such run plays on it.
     """
     folder = RunFolder(Path(run))
     known = address is None and folder.config.exists()

@@ -5,7 +5,8 @@ writing was cut short is told from a whole one, wherever it lies.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import fsspec
 from pyarrow import ArrowInvalid, fs
 
 from iris_ray.config import RunConfig
-from iris_ray.errors import CheckpointError, ConfigError
+from iris_ray.errors import CheckpointError, ConfigError, first_line
 from iris_ray.run_folder import RunFolder
 
 FORMAT = 2
@@ -115,6 +116,20 @@ class CheckpointStorage:
             return None
         name = folder.rsplit("/", 1)[-1]
         return StoredCheckpoint(name, folder, state["iteration"], state["step"], state["between"])
+
+
+@contextmanager
+def storage_errors(config: RunConfig) -> Iterator[None]:
+    """Tell in words that storage failed in the block. Not for ranks: Ray Train retries an `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        storage = config.checkpoint.storage
+        field = f"checkpoint.storage={storage}" if storage else f"run.folder={config.run.folder}"
+        raise ConfigError(
+            f"{field}: cannot be read or written to ({first_line(error)}). Check the name, the network and "
+            "what you may do there; credentials come from the environment, such as AWS_ACCESS_KEY_ID."
+        ) from error
 
 
 def write_state(folder: Path, state: dict[str, Any], files: Iterable[tuple[str, int]]) -> None:

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +18,10 @@ from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, IrisRayError, RunStopped
 from iris_ray.harness.command import evaluate
 from iris_ray.logs import logs
-from iris_ray.operating import operating
+from iris_ray.operating import operating, path_of
 from iris_ray.plan import plan
 
 app = typer.Typer(
-    help="Self-play fine-tuning of language models on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,6 +35,22 @@ console = Console()
 STOPPED_BY_USER = 130
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"iris-ray {version('iris-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="Tell the version and exit."),
+    ] = False,
+) -> None:
+    """Self-play fine-tuning of language models on Ray."""
+
+
 @app.command(epilog="Example: iris-ray run recipes/demo.yaml --set run.name=second --set generation.count=2")
 def run(
     recipes: Annotated[
@@ -45,7 +62,7 @@ def run(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="FOLDER", help="Go on with the run in this folder instead."),
+        typer.Option("--resume", metavar="RUN", help="Go on with this run instead: its folder or name."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
@@ -58,9 +75,7 @@ def run(
 ) -> None:
     """Play a whole self-play run and print what it did."""
     if bool(recipes) == (resume is not None):
-        raise ConfigError(
-            "iris-ray run: name a recipe, or with --resume the folder of a run, one of the two."
-        )
+        raise ConfigError("iris-ray run: name a recipe, or with --resume a run, one of the two.")
     if as_json and not dry_run:
         raise ConfigError("--json: goes with --dry-run. A run itself leaves summary.json in its folder.")
     if dry_run:
@@ -76,13 +91,13 @@ def run(
         play = SelfPlay(RunConfig.from_yaml(recipes, overrides))
     else:
         assert resume is not None
-        play = SelfPlay.resume(resume, overrides)
+        play = SelfPlay.resume(path_of(resume), overrides)
     try:
         with ConsoleView(console) as play.view:
             summary = play.run()
     except KeyboardInterrupt as stop:
         console.print("Stopped. All actors have ended; the run folder keeps what was done.")
-        console.print(f"To go on: {_called()} run --resume {play.config.folder}")
+        console.print(f"To go on: {shlex.join([_called(), 'run', '--resume', str(play.config.folder)])}")
         if isinstance(stop, RunStopped):
             return  # as it was asked to
         raise typer.Exit(STOPPED_BY_USER) from None
@@ -94,7 +109,7 @@ def run(
 
 @app.command(epilog="Example: iris-ray export runs/demo --checkpoint 2")
 def export(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run, or its name.")],
     checkpoint: Annotated[
         int | None,
         typer.Option(metavar="ITERATION", help="Its newest checkpoint. By default the newest of all."),
@@ -107,7 +122,7 @@ def export(
     """Make a model in Hugging Face format of a run's checkpoint."""
     from iris_ray.export import export_checkpoint
 
-    folder = export_checkpoint(run_folder, checkpoint, out, adapter=adapter)
+    folder = export_checkpoint(path_of(run_folder), checkpoint, out, adapter=adapter)
     console.print(f"The model lies in {folder}", highlight=False, soft_wrap=True)
     how = f"To load it: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     console.print(how, highlight=False, soft_wrap=True)
@@ -115,7 +130,9 @@ def export(
 
 @app.command(epilog="Example: iris-ray report runs/demo runs/space")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folder of a run, or of several.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folder or name of a run, or of several.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -130,6 +147,7 @@ def report(
     """Write the page of a run, also while it goes on, or one that compares several runs."""
     from iris_ray.report import rewrite_report, write_comparison
 
+    runs = [path_of(run) for run in runs]
     if len(runs) == 1:
         page = rewrite_report(runs[0], out, score=score)
     elif score:
@@ -158,10 +176,10 @@ def _called() -> str:
 
 
 def _print_next_steps(config: RunConfig, recipes: list[Path], overrides: list[str]) -> None:
-    kept = [
-        f"--set {override}" for override in overrides if not override.startswith(("run.name=", "run.seed="))
-    ]
-    folder, again = config.folder, " ".join([_called(), "run", *map(str, recipes), *kept])
+    kept = [override for override in overrides if not override.startswith(("run.name=", "run.seed="))]
+    settings = [word for override in kept for word in ("--set", override)]
+    again = shlex.join([_called(), "run", *map(str, recipes), *settings])
+    folder = config.folder
     console.print(
         f"Run folder: {folder}\n"
         "  final/         the model, in Hugging Face format\n"
@@ -172,7 +190,7 @@ def _print_next_steps(config: RunConfig, recipes: list[Path], overrides: list[st
         f"  another seed    {again} --set run.name=seed-1 --set run.seed=1\n"
         f"  two generators  {again} --set run.name=two --set generation.count=2\n"
         f"  go on from here {again} --set run.name=more --set model.scratch=null \\\n"
-        f"                    --set model.path={folder}/final",
+        f"                    --set {shlex.quote(f'model.path={folder}/final')}",
         highlight=False,
         soft_wrap=True,
     )

@@ -12,7 +12,7 @@ from iris_ray.game import Game
 from iris_ray.hub import data_download, model_download
 from iris_ray.learner.optimizer import learning_rate
 from iris_ray.plugins import configured_objective
-from iris_ray.preparation import Prepared, check_names, count_parameters, prepare
+from iris_ray.preparation import Prepared, check_free, check_names, count_parameters, prepare
 from iris_ray.resources import needs
 from iris_ray.run_folder import RunFolder
 
@@ -24,6 +24,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     that the run itself would refuse before its actors start.
     """
     check_names(config)
+    check_free(config)
     model, data = model_download(config), data_download(config)
     described = model is None or model.bytes is not None  # then its configuration and tokenizer can be had
     prepared: Prepared | None = None

@@ -24,6 +24,7 @@ from iris_ray.checkpoints import (
     CheckpointStorage,
     StoredCheckpoint,
     read_state,
+    storage_errors,
 )
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, load_report
@@ -54,8 +55,9 @@ def export_checkpoint(
     config = folder.read_config()
     if adapter and config.model.lora is None:
         raise ConfigError("--adapter: the run trained all weights (model.lora is not set). Leave it out.")
-    storage = CheckpointStorage(config)
-    found = storage.find(checkpoint)
+    with storage_errors(config):
+        storage = CheckpointStorage(config)
+        found = storage.find(checkpoint)
     out = out or folder.path / "exports" / (f"{found.name}-adapter" if adapter else found.name)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunFolderError(f"{out} exists and is not an empty folder. Remove it, or set --out.")

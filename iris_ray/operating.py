@@ -1,6 +1,7 @@
 """The commands that look at runs and steer them."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -54,16 +55,17 @@ def status(
         raise ConfigError("--watch and --json: choose one of them.")
     from actors.steering import joined, status_now
 
-    found = RunFolder(path_of(run, folder))
+    path = path_of(run, folder)
+    found = RunFolder(path)
     known = address is None and found.config.exists()
-    if known and not found.cluster.exists():
-        _show(folder_status(found), as_json)
+    if known and (now := folder_status(found))["state"] != "playing":
+        _show(now, as_json, found)
         return
-    with joined(found.path, address):
+    with joined(path, address):
         if watch:
             _watch(lambda: status_now(found, known))
         else:
-            _show(status_now(found, known), as_json)
+            _show(status_now(found, known), as_json, found)
 
 
 @operating.command(epilog="Example: iris-ray runs --json")
@@ -216,9 +218,10 @@ def _at_run(run: str, folder: Path, address: str | None, action: "Callable[[Live
         return action(live)
 
 
-def path_of(run: str, folder: Path) -> Path:
+def path_of(run: str | Path, folder: Path = RUNS) -> Path:
     """Folder of the run: as it is named, or of that name in `folder`."""
-    return Path(run) if (Path(run) / "config.yaml").exists() else folder / run
+    named = Path(run)
+    return named if len(named.parts) > 1 or (named / "config.yaml").exists() else folder / named
 
 
 def _watch(look: Callable[[], Status]) -> None:
@@ -231,11 +234,14 @@ def _watch(look: Callable[[], Status]) -> None:
             time.sleep(REFRESH_S)
 
 
-def _show(now: Status, as_json: bool) -> None:
+def _show(now: Status, as_json: bool, folder: RunFolder | None = None) -> None:
     if as_json:
         typer.echo(json.dumps(now, indent=1))
-    else:
-        console.print(status_table(now))
+        return
+    console.print(status_table(now))
+    if folder and now["state"] in ("interrupted", "stopped"):
+        at = os.path.relpath(folder.path)
+        console.print(f"To go on: iris-ray run --resume {at}", highlight=False, soft_wrap=True)
 
 
 def status_table(now: Status) -> Table:

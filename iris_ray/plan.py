@@ -10,20 +10,28 @@ from rich.console import Console
 from rich.table import Table
 
 from iris_ray.config import RunConfig
-from iris_ray.operating import AS_JSON, plain_table
+from iris_ray.operating import AS_JSON, path_of, plain_table
 
 console = Console()
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="YAML file with the run's settings.")],
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE...",
+            help="YAML file with the run's settings, or several: each changes those before it.",
+        ),
+    ],
     hardware: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML file that describes the machines. By default this one."),
     ] = None,
     measured: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="Folder of a run to take speeds from; may be given several times."),
+        typer.Option(
+            metavar="RUN", help="Folder or name of a run to take speeds from; may be given several times."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
@@ -31,14 +39,14 @@ def plan(
     as_json: AS_JSON = False,
 ) -> None:
     """Tell what a run will need and do: memory, split, pairs/s, waiting, and what will be in the way."""
-    config = RunConfig.from_yaml(recipe, overrides)
+    config = RunConfig.from_yaml(recipes, overrides)
     from iris_ray.planning.hardware import Hardware
     from iris_ray.planning.this_machine import this_machine
 
     machines = Hardware.from_yaml(hardware) if hardware else this_machine(config)
     from iris_ray.planning.of_recipe import make_planner
 
-    report = make_planner(config, machines, measured or []).report()
+    report = make_planner(config, machines, [path_of(run) for run in measured or []]).report()
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:

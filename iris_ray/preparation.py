@@ -10,6 +10,7 @@ from datasets import Dataset
 from huggingface_hub import HfApi, constants
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from iris_ray.checkpoints import CheckpointStorage, storage_errors
 from iris_ray.config import RunConfig
 from iris_ray.data.prepare import REPORT, PreparedData, load_prepared, prepare_data
 from iris_ray.data.rows import Rows, read_rows
@@ -67,6 +68,21 @@ def check_names(config: RunConfig) -> None:
     if config.evaluation.scorer is not None:
         SCORERS[config.evaluation.scorer]  # raises if there is none
     check_trackers(config)
+
+
+def check_free(config: RunConfig) -> None:
+    """Raise `RunFolderError` if something of a run of this name is there, in its folder or its storage.
+
+    `ConfigError` if the storage does not answer.
+    """
+    RunFolder.free(config)
+    with storage_errors(config):
+        found = CheckpointStorage(config).newest()
+    if found:
+        raise RunFolderError(
+            f"run.name={config.run.name}: checkpoint.storage holds checkpoints of a run of this name, such "
+            f"as {found.path}. Choose another run.name, or remove them."
+        )
 
 
 def prepare(config: RunConfig, folder: RunFolder) -> Prepared:

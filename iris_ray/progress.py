@@ -1,8 +1,11 @@
 """A run's status for people and tools, while it goes on and afterwards."""
 
+import socket
 from typing import Any
 
 from iris_ray.run_folder import RunFolder
+
+CONNECT_TIMEOUT_S = 1
 
 
 def live_status(run: str, status: dict[str, Any]) -> dict[str, Any]:
@@ -36,20 +39,38 @@ def live_status(run: str, status: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder_status(folder: RunFolder) -> dict[str, Any]:
-    """The same as far as a run's folder tells; `playing` stands for all states of a run that goes on."""
+    """The same as far as a run's folder tells; `playing` stands for all states of a run that goes on.
+
+    Of one that was killed the folder tells that it plays, so its cluster is looked for.
+    """
     summary = folder.read_summary()
     entries = summary.get("iterations", [])
+    state, error = summary.get("status", "interrupted"), summary.get("error")
+    if folder.cluster.exists():
+        address = folder.read_where().get("address")
+        state, error = "playing", None
+        if address and not _answers(address):
+            state, error = "interrupted", f"its Ray cluster, {address}, does not answer from here"
     return {
         "run": folder.path.name,
-        "state": "playing" if folder.cluster.exists() else summary.get("status", "interrupted"),
+        "state": state,
         "iteration": entries[-1]["iteration"] if entries else 0,
         "iterations": folder.read_config().schedule.iterations,
         "step": 0,
         "exact_match": last_score(summary.get("baseline", {}), entries),
         "generators": [],
         "ledger": summary.get("ledger"),
-        "error": summary.get("error"),
+        "error": error,
     }
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def run_state(status: dict[str, Any]) -> str:

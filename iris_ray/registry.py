@@ -28,7 +28,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Raises `ConfigError` naming what exists if there is no such entry."""
         if name not in self._entries:
-            listed = ", ".join(sorted(self._entries))
+            listed = ", ".join(sorted(self._entries)) or "none"
             raise ConfigError(f"{self.setting}: {name!r} does not exist. {self.what}: {listed}.")
         return self._entries[name]
 

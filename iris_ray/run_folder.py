@@ -42,6 +42,17 @@ class RunFolder:
     @classmethod
     def create(cls, config: RunConfig) -> "RunFolder":
         """Make the folder of a new run. Raises `RunFolderError` if there is something in it."""
+        folder = cls.free(config)
+        try:
+            folder.samples.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"run.folder={config.run.folder}: cannot be written to: {error}") from error
+        folder.config.write_text(config.with_absolute_paths().to_yaml())
+        return folder
+
+    @classmethod
+    def free(cls, config: RunConfig) -> "RunFolder":
+        """The folder of a new run, not made yet. Raises `RunFolderError` if there is something in it."""
         folder = cls(config.folder)
         if folder.config.exists():
             raise RunFolderError(
@@ -53,11 +64,6 @@ class RunFolder:
                 f"run.name={config.run.name}: {config.folder} exists and is not an empty folder. "
                 "Choose another run.name or run.folder."
             )
-        try:
-            folder.samples.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"run.folder={config.run.folder}: cannot be written to: {error}") from error
-        folder.config.write_text(config.with_absolute_paths().to_yaml())
         return folder
 
     @classmethod

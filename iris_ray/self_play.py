@@ -4,11 +4,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint
+from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint, storage_errors
 from iris_ray.config import RunConfig
-from iris_ray.errors import LostActorError, RunFolderError
+from iris_ray.errors import LostActorError
 from iris_ray.model_card import write_model_card
-from iris_ray.preparation import Prepared, check_names, make_model, prepare, reopen
+from iris_ray.preparation import Prepared, check_free, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
 from iris_ray.resumption import resumed_config
 from iris_ray.run_folder import RunFolder
@@ -55,23 +55,18 @@ class SelfPlay:
         says so in summary.json.
         """
         check_names(self.config)
-        storage = CheckpointStorage(self.config)
         with ExitStack() as begun:
             if self.resumes:
                 folder = RunFolder.open(self.config.folder)
                 prepared = reopen(self.config, folder)
                 cluster = self._begin(begun, folder, prepared)
             else:
+                check_free(self.config)
                 folder = RunFolder.create(self.config)
                 with folder.discarded_on_error():  # nothing has run yet, so the name stays free
-                    if found := storage.newest():
-                        raise RunFolderError(
-                            f"run.name={self.config.run.name}: checkpoint.storage holds checkpoints of a run "
-                            f"of this name, such as {found.path}. Choose another run.name, or remove them."
-                        )
                     prepared = prepare(self.config, folder)
                     cluster = self._begin(begun, folder, prepared)
-            checkpoint = storage.keep_newest()
+            checkpoint = self._checkpoint()
             if self.resumes:
                 self.view.resuming(checkpoint)
             with folder.playing_on(cluster.where):
@@ -100,7 +95,6 @@ class SelfPlay:
             config = self.config.with_absolute_paths()
             model_path = config.model.path or self._make_model(folder, prepared)
             self.view.starting(cluster.where)
-            storage = CheckpointStorage(config)
             metrics = RunMetrics(config.run.name)  # one, as Ray counts on when actors start anew
             for failures_left in reversed(range(config.run.max_failures + 1)):
                 resume_from = checkpoint.path if checkpoint else None
@@ -114,7 +108,7 @@ class SelfPlay:
                     service.stop()
                     service.give_back_room()
                     service = None
-                    checkpoint = storage.keep_newest()
+                    checkpoint = self._checkpoint()
                     self.view.lost(error, checkpoint)
             assert service
             prepared.tokenizer.save_pretrained(folder.final)
@@ -142,6 +136,11 @@ class SelfPlay:
                 service.stop()
             write_report(folder, self.config, summary)
         return summary
+
+    def _checkpoint(self) -> StoredCheckpoint | None:
+        """The newest checkpoint, to go on from; all others are deleted."""
+        with storage_errors(self.config):
+            return CheckpointStorage(self.config).keep_newest()
 
     def _make_model(self, folder: RunFolder, prepared: Prepared) -> str:
         if not folder.start.exists():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -61,14 +62,14 @@ class Jobs:
                 f"run.folder={config.run.folder}: a job's working folder is a copy that Ray removes. Name a "
                 "folder that all nodes see: --set run.folder=/shared/runs"
             )
-        environment = yaml.safe_load(runtime_env.read_text()) if runtime_env else {}
+        environment = read_environment(runtime_env) if runtime_env else {}
         # Where all see the same disks, the head finds iris-ray where it was called, whatever its own PATH.
         path = {"PATH": f"{Path(sys.executable).parent}:${{PATH}}"}
         settings = [word for override in overrides for word in ("--set", override)]
         submitted = self.client.submit_job(
             entrypoint=shlex.join(["iris-ray", "run", *map(str, recipes), *settings]),
             runtime_env=environment
-            | {"working_dir": str(working_dir), "env_vars": path | environment.get("env_vars", {})},
+            | {"working_dir": str(working_dir), "env_vars": path | (environment.get("env_vars") or {})},
             metadata={"run": config.run.name},
         )
         page = f"{self.address}/#/jobs/{submitted}"
@@ -86,3 +87,21 @@ class Jobs:
         if info.status == JobStatus.SUCCEEDED:
             return None
         return f"{info.status.value}, {(info.message or '').partition(', last available logs')[0]}"
+
+
+def read_environment(file: Path) -> dict[str, Any]:
+    """A Ray runtime environment. Raises `ConfigError` if it is none, or tells the working folder as well."""
+    try:
+        environment = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--runtime-env {file}: cannot be read as YAML: {error}") from error
+    if not isinstance(environment, dict):
+        raise ConfigError(
+            f"--runtime-env {file}: must hold fields of a Ray runtime environment, such as 'env_vars:'."
+        )
+    if "working_dir" in environment:
+        raise ConfigError(
+            f"--runtime-env {file}: working_dir is told by --working-dir, as the recipes are looked for "
+            "there. Take it out of the file."
+        )
+    return environment

@@ -9,7 +9,16 @@ import fsspec
 import pytest
 from conftest import run_config
 
-from iris_ray.checkpoints import BEGINNING, FORMAT, STATE, CheckpointStorage, Place, read_state, write_state
+from iris_ray.checkpoints import (
+    BEGINNING,
+    FORMAT,
+    STATE,
+    CheckpointStorage,
+    Place,
+    read_state,
+    storage_errors,
+    write_state,
+)
 from iris_ray.cli import main
 from iris_ray.config import Alpha, RunConfig
 from iris_ray.errors import CheckpointError, ConfigError, RunFolderError
@@ -180,6 +189,15 @@ def test_an_unknown_kind_of_storage(tmp_path: Path, uri: str) -> None:
         CheckpointStorage(config(tmp_path, uri))
 
 
+def test_storage_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "shared" / "first").mkdir(parents=True)
+    (tmp_path / "shared" / "first" / "checkpoints").touch()  # no folder
+    settings = config(tmp_path, str(tmp_path / "shared"))
+    told = r"checkpoint\.storage=.*shared: cannot be read or written to"
+    with pytest.raises(ConfigError, match=told), storage_errors(settings):
+        CheckpointStorage(settings).newest()
+
+
 Resume = Callable[..., str]
 
 
@@ -266,4 +284,4 @@ def test_the_number_of_iterations_stays_where_alphas_course_spreads_over_it(
 
 @pytest.mark.parametrize("arguments", [(), ("recipe.yaml", "--resume", "runs/first")])
 def test_a_recipe_or_a_run_but_not_both(resume: Resume, arguments: tuple[str, ...]) -> None:
-    assert "name a recipe, or with --resume the folder of a run, one of the two" in resume(*arguments)
+    assert "name a recipe, or with --resume a run, one of the two" in resume(*arguments)

@@ -1,17 +1,19 @@
 """The command as a new user would mistype it: one clear message, nothing left behind."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from iris_ray.cli import main
+from iris_ray.cli import _print_next_steps, main
+from iris_ray.config import RunConfig
 
 RECIPE = {
     "model": {
-        "scratch": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "kv_heads": 1}
+        "scratch": {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 1, "kv_heads": 1}
     },
     "data": {
         "sort_digits": {"examples": 64, "min_digits": 2, "max_digits": 3},
@@ -63,14 +65,24 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             "alpha.schedule: 'linear' does not exist. Schedules: fixed, gap_feedback",
         ),
         (["alpha.gap=kl"], "alpha.gap: 'kl' does not exist. Gap estimators: margin, nll, variational"),
+        (
+            ["evaluation.scorer=foo"],
+            "evaluation.scorer: 'foo' does not exist. Registered by run.plugins: none",
+        ),
         (["run.plugins=[nowhere_to_be_found]"], "run.plugins: there is no module 'nowhere_to_be_found'"),
         (["run.plugins=['.x']"], "run.plugins.0: '.x' does not fit"),
         (["evaluation.answer_pattern='('"], "evaluation.answer_pattern"),
         (["generation.max_ahead=8"], "generation.max_ahead (8) must be at least learner.batch_size (64)"),
         (["data.sort_digits=null", "data.path=none.jsonl"], "data.path: none.jsonl does not exist"),
         (["data.holdout=2000"], "data.sort_digits.examples (64) and data.holdout (2000)"),
-        (["data.max_prompt_tokens=4"], "data.max_bad_fraction"),
+        (["data.max_prompt_tokens=4"], "72 of the 72 made rows cannot be used"),
+        (
+            ["data.max_prompt_tokens=4"],
+            "Raise data.max_prompt_tokens, mend these rows, or raise data.max_bad",
+        ),
         (["model.scratch=null", "model.path=nowhere"], "model.path=nowhere: no model can be loaded from it"),
+        (["data.sort_digits=null", "data.path=s3://b/x.jsonl"], "data.path=s3://b/x.jsonl: is a URI"),
+        (["checkpoint.storage=nowhere://bucket"], "checkpoint.storage=nowhere://bucket/x: no such kind of"),
         (["run.ray_address=127.0.0.1:1"], "run.ray_address=127.0.0.1:1: no Ray cluster answers there"),
         (["generation.count=5000"], "CPU: 5001 needed"),
         (["learner.num_gpus=1"], "GPU: 1 needed, 0 free"),
@@ -110,3 +122,23 @@ def test_a_dry_run_prints_settings_and_actors_and_starts_nothing(cli: Cli) -> No
     assert "64 to train on, 8 held out" in printed
     assert "generator 3 1 0" in " ".join(printed.replace("│", " ").split())
     assert not (cli.folder / "runs").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(cli: Cli) -> None:
+    code, printed = cli("checkpoint.storage=nowhere://bucket", flags=("--dry-run",))
+    assert (code, "checkpoint.storage=nowhere://bucket/x: no such kind" in printed) == (1, True)
+    (cli.folder / "runs" / "x").mkdir(parents=True)
+    (cli.folder / "runs" / "x" / "config.yaml").touch()
+    code, printed = cli(flags=("--dry-run",))
+    assert (code, "already holds a run. Choose another run.name" in printed) == (1, True)
+
+
+def test_printed_commands_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig.from_dict(RECIPE | {"run": {"folder": "my runs"}})
+    override = "evaluation.answer_pattern=#### (.+)"
+    _print_next_steps(config, [Path("my recipe.yaml")], [override, "run.seed=3"])
+    printed = capsys.readouterr().out
+    again = next(line for line in printed.splitlines() if "another seed" in line)
+    words = ["run", "my recipe.yaml", "--set", override, "--set", "run.name=seed-1", "--set", "run.seed=1"]
+    assert shlex.split(again, comments=False)[3:] == words
+    assert "'model.path=my runs/demo/final'" in printed

@@ -20,7 +20,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from iris_ray.config import RunConfig
+from iris_ray.errors import ConfigError
 from iris_ray.resources import needs
+from iris_ray.submission import read_environment
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -228,6 +230,25 @@ def test_the_image_installs_as_make_does() -> None:
     ]
     assert set(sources) == taken
     assert all((ROOT / source).exists() for source in sources)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read as YAML"),
+        ("a: [", "cannot be read as YAML"),
+        ("- env_vars", "must hold fields of a Ray runtime environment"),
+        ("working_dir: /elsewhere", "working_dir is told by --working-dir"),
+    ],
+)
+def test_a_runtime_environment_that_does_not_fit_is_refused(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    file = tmp_path / "environment.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"--runtime-env .*environment\.yaml: {message}"):
+        read_environment(file)
 
 
 def test_a_submitted_job_takes_the_code_along_and_nothing_else(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_an_unknown_setting_deep_inside_is_refused_with_those_there_are():
         ("generation", {"stop": "END"}, "generation.stop: 'END' does not fit: input should be a valid list."),
         ("generation", {"stop": [""]}, "generation.stop.0: '' does not fit: string should have at least 1"),
         ("run", {"name": "../up"}, "run.name: '../up' does not fit: string should match"),
+        ("alpha", {"value": -1}, "alpha.value: -1 does not fit: input should be greater than or equal to 0."),
+        ("alpha", {"minimum": -0.5}, "alpha.minimum: -0.5 does not fit: input should be greater than or"),
         ("alpha", {"gap_per": "word"}, "alpha.gap_per: 'word' does not fit: input should be 'token' or"),
         ("sync", 3, "sync: 3 does not fit"),
     ],
@@ -125,6 +127,20 @@ def test_exactly_one_source(section, both):
         (
             {"objective": {"name": "spin", "options": {"lam": 1}, "by_iteration": {"lam": [1]}}},
             "objective: lam: set in options and in by_iteration. Set it in one of them",
+        ),
+        (
+            {"model": {"scratch": {"heads": 3}}},
+            "model.scratch: heads (3) must divide hidden_size (128) into even parts",
+        ),
+        ({"model": {"scratch": {"hidden_size": 20}}}, "heads (4) must divide hidden_size (20) into even"),
+        ({"model": {"scratch": {"kv_heads": 3}}}, "model.scratch: kv_heads (3) must divide heads (4)"),
+        (
+            {"model": {"scratch": {"heads": 16}}},
+            "model.scratch.heads (16) makes heads of 8 of model.scratch.hidden_size (128), and vLLM on CPUs",
+        ),
+        (
+            {"run": {"folder": "s3://bucket/runs"}},
+            "run.folder: 's3://bucket/runs' is a URI, and run folders need a file system. Mount that",
         ),
         ({"data": {"sort_digits": {"min_digits": 9}}}, "max_digits (8) must be at least min_digits (9)"),
         (
@@ -319,3 +335,26 @@ def test_the_gsm8k_recipe_asks_for_its_data():
 def test_the_page_of_all_settings_is_up_to_date():
     written = Path(__file__).parents[1] / "docs" / "configuration.md"
     assert written.read_text() == page(), "run: python -m iris_ray.reference > docs/configuration.md"
+
+
+def test_heads_that_only_cpus_do_not_know_are_fine_on_gpus():
+    made = MINIMAL | {"model": {"scratch": {"heads": 16}}, "generation": {"num_gpus": 1}}
+    assert RunConfig.from_dict(made).model.scratch.head_size == 8
+
+
+def test_a_section_that_stands_twice_is_refused(recipe):
+    recipe.write_text(recipe.read_text() + "learner: {workers: 2}\nrun: {seed: 1}\nlearner: {num_cpus: 2}\n")
+    with pytest.raises(ConfigError, match="learner stands twice"):
+        RunConfig.from_yaml(recipe)
+
+
+def test_keys_that_come_in_by_a_merge_may_be_changed(recipe):
+    merged = "generation: {resources: &both {a: 1, b: 1}}\nlearner: {resources: {<<: *both, b: 2}}\n"
+    recipe.write_text(recipe.read_text() + merged)
+    assert RunConfig.from_yaml(recipe).learner.resources == {"a": 1, "b": 2}
+
+
+def test_a_recipe_that_is_not_utf_8_is_refused(recipe):
+    recipe.write_bytes("run: {name: x} # größer".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
+        RunConfig.from_yaml(recipe)

@@ -281,6 +281,14 @@ def test_malformed_messages_are_named(tmp_path):
     }
 
 
+def test_other_layouts_are_told_how_to_become_messages(tmp_path):
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    path = write_lines(tmp_path / "share.jsonl", [{"messages": turns}])
+    assert "rename them to 'role' and 'content'" in problems(Data(path=str(path)))[1]
+    path = write_lines(tmp_path / "list.jsonl", [{"prompt": CHAT[:2], "response": "b"}])
+    assert "into one list of messages" in problems(Data(path=str(path)))[1]
+
+
 def test_typed_columns_with_nothing_in_them(tmp_path):
     rows = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": None}]
     assert problems(Data(path=save("parquet", tmp_path, rows))) == {2: "'response' is missing or not text"}

@@ -1,15 +1,18 @@
 """The commands that look at runs, and what a status is made of; test_generator_pool has those that steer."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from actors.cluster import connect
 from iris_ray.cli import app
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, RunFolderError
+from iris_ray.operating import path_of
 from iris_ray.progress import folder_status, live_status
 from iris_ray.run_folder import RunFolder
 
@@ -107,11 +110,48 @@ def test_a_run_that_does_not_play_cannot_be_steered(tmp_path, command):
 
 
 def test_a_run_that_was_killed_with_its_cluster(tmp_path):
-    killed = run_folder(tmp_path, "killed")
+    killed = run_folder(tmp_path, "killed", status="stopped")  # and was gone on with
     killed.cluster.write_text(json.dumps({"address": "127.0.0.1:1", "dashboard": None}))
-    error = invoke("status", "killed", "--folder", str(tmp_path)).exception
+    answer = invoke("status", "killed", "--folder", str(tmp_path))
+    assert answer.exit_code == 0
+    assert "killed: interrupted" in answer.stdout
+    assert "its Ray cluster, 127.0.0.1:1, does not answer from here" in " ".join(answer.stdout.split())
+    assert "To go on: iris-ray run --resume" in answer.stdout
+    status = json.loads(invoke("status", "killed", "--folder", str(tmp_path), "--json").stdout)
+    assert json.loads(invoke("runs", "--folder", str(tmp_path), "--json").stdout) == [status]
+    error = invoke("stop", "killed", "--folder", str(tmp_path)).exception
     assert isinstance(error, RunFolderError)
-    assert "the run was killed. To go on: iris-ray run --resume" in str(error)
+    assert "does not answer from here. If the run is over: iris-ray run --resume" in str(error)
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "logs"])
+@pytest.mark.parametrize("run", ["nosuch", "runs/nosuch"])
+def test_a_run_that_is_not_there(tmp_path, monkeypatch, command, run):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # whatever runs on this machine
+    error = invoke(command, run).exception
+    assert isinstance(error, RunFolderError)
+    assert "nosuch: there is no run of this name in runs. 'iris-ray runs' lists those that" in str(error)
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_neither_a_client_nor_a_dashboard_joins_a_cluster(monkeypatch, address):
+    with pytest.raises(ConfigError, match=f"run.ray_address={address}: neither .* HOST:PORT"):
+        connect(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address}: neither"):
+        connect(None)
+
+
+def test_every_command_finds_a_run_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run_folder(tmp_path / "runs", "done", status="finished").path
+    assert "runs/done/report.html" in "".join(invoke("report", "done").stdout.split())
+    for arguments in (["run", "--resume"], ["export"], ["eval", "--task", "x"]):
+        error = str(invoke(*arguments, "done").exception)
+        assert "runs/done" in error, arguments
+        assert "holds no run" not in error, arguments
+    assert path_of(folder) == folder
 
 
 def test_the_logs_of_a_run_whose_cluster_is_gone(tmp_path):
@@ -119,7 +159,7 @@ def test_the_logs_of_a_run_whose_cluster_is_gone(tmp_path):
     run_folder(tmp_path, "done", status="finished", cluster=where)
     error = invoke("logs", "done", "--folder", str(tmp_path)).exception
     assert isinstance(error, RunFolderError)
-    assert "Its logs may still lie in /somewhere/logs of its nodes" in str(error)
+    assert "Its logs may still lie in /somewhere/logs on its nodes" in str(error)
     assert "--resume" not in str(error)
 
 
@@ -128,6 +168,10 @@ def test_watching_and_json_do_not_go_together(tmp_path):
     for command, flag in (("status", "--watch"), ("logs", "--follow")):
         error = invoke(command, "done", "--folder", str(tmp_path), flag, "--json").exception
         assert isinstance(error, ConfigError)
+
+
+def test_the_version_is_told():
+    assert invoke("--version").stdout == f"iris-ray {version('iris-ray')}\n"
 
 
 def test_a_job_needs_a_dashboard():

@@ -118,6 +118,13 @@ def test_nonsense_hardware_is_refused_with_the_field(
     assert "Traceback" not in printed
 
 
+def test_several_recipes_are_planned_as_one(plan: Plan, tmp_path: Path) -> None:
+    second = tmp_path / "second.yaml"
+    second.write_text("generation: {count: 3}\n")
+    told = json.loads(plan(CPUS, str(second), "--json")[1])
+    assert (told["run"], told["as_configured"]["generators"]) == ("recipe-second", 3)
+
+
 def test_a_file_that_is_no_hardware_is_refused(plan: Plan, tmp_path: Path) -> None:
     code, printed = plan(None, "--hardware", str(tmp_path / "none.yaml"))
     assert code == 1

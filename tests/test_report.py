@@ -80,7 +80,7 @@ END = PairMeans(
 RECIPE = {
     "model": {
         "dtype": "float32",
-        "scratch": {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "kv_heads": 1},
+        "scratch": {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 1, "kv_heads": 1},
     },
     "data": {
         "sort_digits": {"examples": 64, "min_digits": 3, "max_digits": 5},

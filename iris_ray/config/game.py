@@ -33,7 +33,7 @@ class Alpha(Section):
     schedule: str = "gap_feedback"
     """`fixed` keeps `value`; `geometric` goes from `first` to `last` by equal factors; `gap_feedback` sets
     α = clip(1 + c·D̂, minimum, maximum) per opponent."""
-    value: float = 1.0
+    value: float = Field(1.0, ge=0)
     """The order α of schedule `fixed`."""
     first: float = Field(2.0, gt=0)
     """The order of schedule `geometric` against the first opponent."""
@@ -41,7 +41,7 @@ class Alpha(Section):
     """And against the last one."""
     c: float = Field(0.5, ge=0)
     """Gain of the gap feedback."""
-    minimum: float = 0.5
+    minimum: float = Field(0.5, ge=0)
     maximum: float = 3.0
     gap: str = "variational"
     """Estimator of the gap D̂: `margin`, `variational` or `nll`. The default is the method study's."""

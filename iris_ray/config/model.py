@@ -27,6 +27,20 @@ class ScratchModel(Section):
     stop_at_exact_match: float | None = Field(None, gt=0, le=1)
     """End the warm-up once greedy answers to held-out prompts reach this share, so that room is left."""
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "ScratchModel":
+        if self.hidden_size % (2 * self.heads):  # a head's positions turn in pairs
+            raise ValueError(
+                f"heads ({self.heads}) must divide hidden_size ({self.hidden_size}) into even parts"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.heads
+
 
 class Lora(Section):
     """A low-rank adapter: trained and published instead of the model, which stays as it was loaded."""

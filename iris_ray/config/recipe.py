@@ -8,11 +8,27 @@ import yaml
 from iris_ray.errors import ConfigError
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a section: YAML would keep the last one without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                told = f"{key.value} stands twice. Put both into one"
+                raise yaml.MarkedYAMLError(problem=told, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
 def read(recipe: Path) -> dict[str, Any]:
     if not recipe.is_file():
         raise ConfigError(f"recipe {recipe} does not exist. Recipes of this project lie in recipes/.")
     try:
-        values = yaml.safe_load(recipe.read_text()) or {}
+        values = yaml.load(recipe.read_text(encoding="utf-8"), _Loader) or {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {recipe} is not text in UTF-8: {error}. Save it as such.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {recipe} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

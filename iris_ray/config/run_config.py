@@ -22,6 +22,8 @@ from iris_ray.config.sync import Sync
 from iris_ray.config.tracking import Tracking
 from iris_ray.errors import ConfigError
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on CPUs
+
 
 class RunConfig(Section):
     """All settings of a run.
@@ -68,6 +70,13 @@ class RunConfig(Section):
                     f"{online} needs schedule.epochs=1, not {self.schedule.epochs}: in a second pass all "
                     "pairs would be older than schedule.max_staleness allows. Raise schedule.iterations"
                 )
+        made = self.model.scratch
+        if made and not self.generation.num_gpus and made.head_size not in CPU_HEAD_SIZES:
+            raise ValueError(
+                f"model.scratch.heads ({made.heads}) makes heads of {made.head_size} of "
+                f"model.scratch.hidden_size ({made.hidden_size}), and vLLM on CPUs knows only "
+                f"{', '.join(map(str, CPU_HEAD_SIZES))}. Choose heads so that hidden_size / heads is one"
+            )
         autoscale = self.generation.autoscale
         if autoscale and autoscale.high * batch >= ahead:
             raise ValueError(

@@ -1,6 +1,7 @@
 """From annotated rows to the tokenised splits on disk that training and evaluation read."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +143,12 @@ def _check_bad_fraction(rows: int, dropped: dict[str, Dropped], data: Data) -> N
     bad = sum(reason.rows for reason in dropped.values())
     if bad > data.max_bad_fraction * rows:
         lines = "".join(f"\n  {problem}: {reason}" for problem, reason in dropped.items())
+        limits = sorted(set(re.findall(r"is longer than (data\.\w+)=", lines)))
+        mend = f"Raise {' and '.join(limits)}, mend" if limits else "Mend"
         raise DataError(
-            f"data.max_bad_fraction={data.max_bad_fraction}: {bad} of the {rows} rows of {data.path} cannot "
-            f"be used:{lines}\nMend these rows, or raise data.max_bad_fraction to train without them."
+            f"data.max_bad_fraction={data.max_bad_fraction}: {bad} of the {rows} "
+            f"{f'rows of {data.path}' if data.path else 'made rows'} cannot be used:{lines}\n"
+            f"{mend} these rows, or raise data.max_bad_fraction to train without them."
         )
 
 

@@ -97,6 +97,11 @@ def _parse_json(line: str) -> dict[str, Any]:
 
 def _text(record: dict[str, Any], column: str) -> str:
     value = record.get(column)
+    if isinstance(value, list):
+        raise BadRow(
+            f"{column!r} is a list: put prompt and response into one list of messages, with role and content "
+            "each, and name it in data.messages_column"
+        )
     if not isinstance(value, str):
         raise BadRow(f"{column!r} is missing or not text")
     return value
@@ -105,6 +110,11 @@ def _text(record: dict[str, Any], column: str) -> str:
 def _turns(value: Any, column: str) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise BadRow(f"{column!r} is not a list of messages")
+    if any({"from", "value"} <= turn.keys() for turn in value):
+        raise BadRow(
+            f"{column!r} has messages with 'from' and 'value': rename them to 'role' and 'content', and the "
+            "roles to 'user' and 'assistant'"
+        )
     turns = [{"role": turn.get("role"), "content": turn.get("content")} for turn in value]
     if not all(isinstance(text, str) for turn in turns for text in turn.values()):
         raise BadRow(f"{column!r} has a message whose role or content is missing or not text")

@@ -32,6 +32,11 @@ def open_dataset(data: Data) -> Dataset:
     """
     if data.path is None:
         raise DataError("data.path: is empty. Set it to a file, a folder or the name of a hub data set.")
+    if "://" in data.path:
+        raise DataError(
+            f"data.path={data.path}: is a URI, and data are read from files, folders and the hub. Copy them "
+            "here, or mount that storage and name its folder. Only checkpoint.storage takes URIs."
+        )
     path = Path(data.path).expanduser()
     if path.is_file():
         found = _open_file(path)

@@ -15,13 +15,17 @@ from rich.console import Console
 from iris_ray.errors import ConfigError
 from iris_ray.harness.evaluate import check_installed, task_of
 from iris_ray.harness.suites import SUITES, Task
+from iris_ray.operating import path_of
 
 console = Console()
 
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RUN", help="Folder of a run or a model, or a hub name.")
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RUN", help="Folder or name of a run, a model's folder, or a hub name."
+        ),
     ],
     suite: Annotated[
         str | None, typer.Option(help="Several tasks at once: paper, the ten benchmarks of the paper.")
@@ -68,7 +72,9 @@ def evaluate(
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.update(generator_environment(Generation(num_cpus=os.cpu_count() or 1)))
-    scored = scored_model(model, checkpoint)
+    run = path_of(model)
+    known = (run / "config.yaml").exists() and not Path(model).exists()  # a model's folder comes first
+    scored = scored_model(str(run) if known else model, checkpoint)
     file = out or scored.results
     errors = Console(stderr=True)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from iris_ray.checkpoints import CheckpointStorage
+from iris_ray.checkpoints import CheckpointStorage, storage_errors
 from iris_ray.errors import ConfigError
 from iris_ray.export import export_checkpoint
 from iris_ray.run_folder import RunFolder
@@ -35,7 +35,8 @@ def scored_model(model: str, checkpoint: int | None) -> ScoredModel:
         name = model.rstrip("/").replace("/", "--").lstrip(".-")
         return ScoredModel(model, name, "auto", Path("evaluations") / f"{name}.json")
     config = folder.read_config()
-    found = CheckpointStorage(config).find(checkpoint)
+    with storage_errors(config):
+        found = CheckpointStorage(config).find(checkpoint)
     exported = folder.path / "exports" / found.name
     if not exported.exists():
         export_checkpoint(folder.path, checkpoint)

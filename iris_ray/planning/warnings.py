@@ -101,7 +101,8 @@ def _waiting(planner: "Planner", found: dict[str, Any]) -> Iterator[str]:
             "generation.concurrency, as long as the generators do not idle as well."
         )
     if generators > 0.5:
-        yield f"Generators idle {generators:.0%} of the time: fewer would do, or give the learner more."
+        fewer = "fewer would do, or " if planner.config.generation.count > 1 else ""
+        yield f"Generators idle {generators:.0%} of the time: {fewer}give the learner more."
 
 
 def _actors(planner: "Planner", found: dict[str, Any]) -> Iterator[str]:
