@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.actor import ActorHandle
 
 from actors import names
 from actors.stored_pairs import fetch_in_turn
@@ -62,6 +64,16 @@ class Controller:
         # A run begins with empty records, whatever an earlier attempt left in the folder.
         self.beginning = self.state() | {"records": self.records.state_dict() | {"metrics_bytes": 0}}
 
+    # Looked up once they are needed: the pool starts after the controller.
+
+    @cached_property
+    def buffer(self) -> ActorHandle:
+        return names.find(self.config.run.name, names.SAMPLE_BUFFER)
+
+    @cached_property
+    def pool(self) -> ActorHandle:
+        return names.find(self.config.run.name, names.GENERATOR_POOL)
+
     def _open_inbox(self) -> "Inbox | None":
         if self.config.data.inbox is None:
             return None
@@ -89,8 +101,7 @@ class Controller:
     async def order(self, order: Order) -> int:
         """Have the learner do something before its next step; returns the order's number, from 0."""
         if order in ("pause", "resume"):
-            buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
-            await buffer.pause.remote(order == "pause")
+            await self.buffer.pause.remote(order == "pause")
         async with self.ordered:
             self.orders.append(order)
             self.ordered.notify_all()
@@ -139,18 +150,17 @@ class Controller:
         return await self.opening
 
     async def _next_round(self, version: int) -> tuple[Round, int] | None:
-        buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
         made = self.game.iterations
         round_ = self.game.next_round(version)
         if round_ is None:
             await self._evaluate(version, made)
             return None
-        await names.find(self.config.run.name, names.GENERATOR_POOL).wait_ready.remote()
+        await self.pool.wait_ready.remote()
         self.started = True
         if self.config.schedule.refresh != "iteration":
             await self._evaluate(version, made)  # before generators go on to newer weights
         added = await self._write(self.inbox.take_in, round_.iteration) if self.inbox else None
-        steps = await buffer.open_round.remote(round_)
+        steps = await self.buffer.open_round.remote(round_)
         self.records.round_opened(round_, steps)
         if added:
             self.records.added(added)
@@ -185,7 +195,7 @@ class Controller:
         assert self.beside_training is not None
         await self.beside_training
         self.beside_training = None
-        await names.find(self.config.run.name, names.SAMPLE_BUFFER).close_round.remote()
+        await self.buffer.close_round.remote()
 
     async def _evaluate(self, version: int, iteration: int) -> None:
         """Answer the held-out prompts with weights `version`, made by `iteration`, and score the answers."""
@@ -193,8 +203,7 @@ class Controller:
             return  # before, or before the checkpoint that the run went back to
         answers = []
         if questions := await asyncio.to_thread(self.held_out.questions, iteration):
-            pool = names.find(self.config.run.name, names.GENERATOR_POOL)
-            answers = await pool.answer.remote(questions, version)
+            answers = await self.pool.answer.remote(questions, version)
         scores = await asyncio.to_thread(self.held_out.scores, iteration, answers)
         if self.config.evaluation.tasks:
             from actors.examination import examine
@@ -204,8 +213,7 @@ class Controller:
 
     async def _archive(self, round_: Round) -> None:
         """Write the round's pairs to Parquet once all are written."""
-        buffer = names.find(self.config.run.name, names.SAMPLE_BUFFER)
-        stored = await buffer.all_written.remote()
+        stored = await self.buffer.all_written.remote()
         self.records.round_written()
         pairs = ([pair for _, pair in members] for members in fetch_in_turn(enumerate(stored)))
         path = self.folder.samples / f"iteration-{round_.iteration:03d}.parquet"

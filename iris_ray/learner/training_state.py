@@ -169,11 +169,6 @@ class _Trained:
 
 def _trained(engine: deepspeed.DeepSpeedEngine) -> list[_Trained]:
     """The trained parameters in the module's order, their optimiser state made where there is none yet."""
-    offload = engine.zero_offload_optimizer()
-    if offload is not None and offload.device == "nvme":
-        raise CheckpointError(
-            "Optimiser state on NVMe cannot be saved or loaded. Offload it to the CPU, or not at all."
-        )
     optimizer = engine.optimizer
     inner = getattr(optimizer, "optimizer", optimizer)
     masters = {}
