@@ -224,6 +224,6 @@ def test_a_version_can_be_pulled_once_every_rank_published_its_share():
 def test_a_share_of_before_a_restart_completes_nothing():
     keeper, pulled = store(WeightShare(1, 1, 2, [Bucket("old", [])]))
     assert pulled == []
-    asyncio.run(keeper.clear())
+    asyncio.run(keeper.clear(1))
     asyncio.run(keeper.publish(WeightShare(1, 0, 2, [Bucket("new", [])], PROBE)))
     assert not keeper.manifests
