@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -64,13 +63,13 @@ class Controller:
         # A run begins with empty records, whatever an earlier attempt left in the folder.
         self.beginning = self.state() | {"records": self.records.state_dict() | {"metrics_bytes": 0}}
 
-    # Looked up once they are needed: the pool starts after the controller.
+    # Looked up when they are needed: the pool starts after the controller.
 
-    @cached_property
+    @property
     def buffer(self) -> ActorHandle:
         return names.find(self.config.run.name, names.SAMPLE_BUFFER)
 
-    @cached_property
+    @property
     def pool(self) -> ActorHandle:
         return names.find(self.config.run.name, names.GENERATOR_POOL)
 
