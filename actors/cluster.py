@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from actors import names
 from actors.room import check_room
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
+from iris_ray.reachable import knock
 from iris_ray.resources import needs
 
 CONNECT_TIMEOUT_S = 10
@@ -86,9 +86,8 @@ def connect(address: str | None) -> str | None:
 
 def _check_reachable(address: str, told: str) -> None:
     # Ray itself would go on trying for many minutes.
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        knock(address, CONNECT_TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise _no_cluster(told, error) from error
 

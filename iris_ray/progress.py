@@ -1,8 +1,8 @@
 """A run's status for people and tools, while it goes on and afterwards."""
 
-import socket
 from typing import Any
 
+from iris_ray.reachable import knock
 from iris_ray.run_folder import RunFolder
 
 CONNECT_TIMEOUT_S = 1
@@ -65,9 +65,8 @@ def folder_status(folder: RunFolder) -> dict[str, Any]:
 
 
 def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        knock(address, CONNECT_TIMEOUT_S)
     except (OSError, ValueError):
         return False
     return True
