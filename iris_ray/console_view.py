@@ -94,7 +94,7 @@ class ConsoleView(View):
     def lost(self, error: LostActorError, checkpoint: StoredCheckpoint | None) -> None:
         self._clear()
         self.learner_starts, self.deaths = 1, 0
-        self._print(f"[yellow]An actor died:[/yellow] {escape(str(error))}")
+        self._print(f"[yellow]An actor is lost:[/yellow] {escape(str(error))}")
         self.resuming(checkpoint)
 
     def tracker_lost(self, name: str, error: Exception) -> None:
