@@ -25,8 +25,8 @@ def test_a_buffer_answers_while_generators_wait_for_work(ray_here: None, tmp_pat
 def test_a_store_answers_while_generators_wait_for_weights(ray_here: None) -> None:
     store = names.start(WeightStore, RUN, names.WEIGHT_STORE)
     waiting = [store.get.remote(1) for _ in range(CROWD)]
-    for _ in range(30):  # it may overtake who has just come
-        ray.get(store.clear.remote(1), timeout=60)
+    for attempt in range(1, 31):  # it may overtake who has just come
+        ray.get(store.clear.remote(attempt), timeout=60)
         answered, left = ray.wait(waiting, num_returns=CROWD, timeout=1)
         if not left:
             break
