@@ -20,7 +20,10 @@ from iris_ray.weights.shares import WeightShare
 
 @ray.remote(num_cpus=1)
 class Publisher:
-    """Holds a model of random weights. Times are in seconds, moments those of `time.time`."""
+    """Holds a model of random weights. Times are in seconds, moments those of `time.monotonic`.
+
+    All processes of a machine share that clock, and nobody sets it back.
+    """
 
     def __init__(self, config: RunConfig, shape: Shape, store: Any, folder: str):
         from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -80,14 +83,14 @@ class Publisher:
         """
         if self.broadcasts is None:
             alone = median(self._forward() for _ in range(5))
-            begin, start = time.time(), time.perf_counter()
+            begin, start = time.monotonic(), time.perf_counter()
             listed = self.copier.submit(self._list, version)
             while not listed.done():
                 self._forward()
                 start += alone
             listed.result()
         else:
-            begin = time.time()
+            begin = time.monotonic()
             layout = lay_out(self.model.named_parameters(), self.config.sync.bucket_mib << 20)
             buckets = [Bucket(None, tensors) for tensors in layout]
             ray.get(self.store.publish.remote(WeightShare(version, 0, 1, buckets, self.probe)))
@@ -116,7 +119,7 @@ class Receiver:
     async def update(self, version: int) -> dict[str, float]:
         """Wait for `version`, load it, prove it, and tell when it was served."""
         _, update = await self.updates.load(await self.store.get.remote(version))
-        end, start = time.time(), time.perf_counter()
+        end, start = time.monotonic(), time.perf_counter()
         await self.engine.logprobs(PROBE)
         return {
             "end": end,
