@@ -54,6 +54,7 @@ PAUSES: dict[str, tuple[PauseMode, bool]] = {
 # vLLM would put a CPU's worker into a process of its own, to bind its threads to cores, which
 # `VLLM_CPU_OMP_THREADS_BIND=nobind` leaves to us. Without it a generator starts sooner and writes faster.
 IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+WHOLE_RESPONSES = "iris_ray.generation.whole_responses.WholeResponses"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
 
 
@@ -130,6 +131,7 @@ class PolicyEngine:
         self._updating = self._half_updated = False
         self._version = 0
         finish = config.generation.in_flight == "finish"  # then those that wait may do so in the engine
+        on_cpu = config.generation.num_gpus == 0
         self._room = nullcontext() if finish else asyncio.Semaphore(config.generation.concurrency)
         weights: dict[str, Any]
         if config.model.lora is None:
@@ -148,6 +150,8 @@ class PolicyEngine:
         arguments = AsyncEngineArgs(
             **engine_settings(config, model_path),
             enable_log_requests=False,
+            # On GPUs vLLM schedules ahead of the step that runs, and its client has a core of its own.
+            scheduler_cls=WHOLE_RESPONSES if on_cpu and finish and not reports_as else None,
             # vLLM's own reports cost Python for every step.
             disable_log_stats=True,
             served_model_name=reports_as,
@@ -186,6 +190,7 @@ class PolicyEngine:
             ignore_eos=True,
             stop_token_ids=self._stop_token_ids,
             logprobs=0 if with_logprob else None,
+            flat_logprobs=True,
             detokenize=False,
             skip_clone=True,  # nobody else holds them
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -225,13 +230,14 @@ class PolicyEngine:
     async def logprobs(self, sequences: Sequence[list[int]]) -> list[list[float]]:
         """log p of every token but the first, in nats, for each token sequence."""
         parameters = SamplingParams(
-            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            max_tokens=1,
+            prompt_logprobs=0,  # of the tokens themselves alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         outputs = await asyncio.gather(*[self._request(tokens, parameters) for tokens in sequences])
-        return [
-            [at[token].logprob for at, token in zip(output.prompt_logprobs[1:], tokens[1:], strict=True)]
-            for output, tokens in zip(outputs, sequences, strict=True)
-        ]
+        return [output.prompt_logprobs.logprobs for output in outputs]
 
     async def ready_weights(self, path: Path, tensors: list[TensorSpec]) -> None:
         """Have the engine get some new weights ready while it serves the old ones.
