@@ -43,7 +43,7 @@ class LearnerRank:
         self.events: LearnerEvents
         self.paused: bool
         self.publishing: tuple[int, Future[ray.ObjectRef]] | None = None
-        learner.before_update = self.published
+        learner.before_update = self.copied
         probe = self.wait(self.buffer.probe.remote(), "the probe")
         self.weights = WeightPublisher(config, learner, self.store, probe, self.rank, self.ranks)
         self.recording: ray.ObjectRef | None = None
@@ -64,8 +64,16 @@ class LearnerRank:
         with self.learner.stopwatch("publish"):
             self.publishing = version, self.weights.publish(version, opponent)
 
+    def copied(self) -> None:
+        """Wait until what is being published is copied: from then on the policy may change."""
+        if self.publishing:
+            _, listed = self.publishing
+            with self.learner.stopwatch("publish"):
+                listed.result()
+
     def published(self) -> None:
         """Wait until what is being published is listed."""
+        self.copied()
         if self.publishing:
             (version, listed), self.publishing = self.publishing, None
             with self.learner.stopwatch("publish"):

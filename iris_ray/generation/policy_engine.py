@@ -267,11 +267,12 @@ class PolicyEngine:
         begin = time.monotonic()
         self._half_updated = True
         await self._pause()
-        await self._update()  # what is ready goes in first: that frees memory for the rest
         async for source, tensors in buckets if isinstance(buckets, AsyncIterable) else _each(buckets):
             where = {"path": str(source)} if isinstance(source, Path) else {"sent": asdict(source)}
             await self._update(**where, tensors=[asdict(spec) for spec in tensors])
-        await self._engine.finish_weight_update(weight_version=str(version))
+        # Together: where processes share few cores, each answer that is waited for makes the pause longer.
+        finish = self._engine.finish_weight_update()  # puts in place what is ready, if nothing else came
+        await asyncio.gather(finish, self._engine.update_weight_version(str(version)))
         self._version = version  # before anything is answered with it
         self._updating = self._half_updated = False
         await self._engine.resume_generation()
