@@ -93,12 +93,16 @@ def runs(
 )
 def submit(
     recipes: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
-            metavar="RECIPE...",
+            metavar="[RECIPE]...",
             help="YAML file with the run's settings, or several: each changes those before it.",
         ),
-    ],
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="FOLDER", help="Go on with this run instead: its folder there."),
+    ] = None,
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting.")
@@ -114,8 +118,13 @@ def submit(
     """Play a run as a job of a Ray cluster."""
     from iris_ray.submission import Jobs
 
+    if bool(recipes) == (resume is not None):
+        raise ConfigError("iris-ray submit: name a recipe, or with --resume a run's folder, one of the two.")
     jobs = Jobs(address)
-    job = jobs.submit(recipes, overrides or [], working_dir, runtime_env)
+    if resume:
+        job = jobs.resume(resume, overrides or [], working_dir, runtime_env)
+    else:
+        job = jobs.submit(recipes or [], overrides or [], working_dir, runtime_env)
     if as_json:
         typer.echo(json.dumps(asdict(job), indent=1))
     else:

@@ -56,24 +56,45 @@ class Jobs:
                 raise ConfigError(
                     f"{recipe}: name the recipe as it lies in the working folder {working_dir}."
                 )
-        config = RunConfig.from_yaml([working_dir / recipe for recipe in recipes], overrides)
-        if not config.run.folder.is_absolute():
+        folder = RunConfig.from_yaml([working_dir / recipe for recipe in recipes], overrides).folder
+        if not folder.is_absolute():
             raise ConfigError(
-                f"run.folder={config.run.folder}: a job's working folder is a copy that Ray removes. Name a "
+                f"run.folder={folder.parent}: a job's working folder is a copy that Ray removes. Name a "
                 "folder that all nodes see: --set run.folder=/shared/runs"
             )
+        return self._submit(folder, list(map(str, recipes)), overrides, working_dir, runtime_env)
+
+    def resume(self, folder: Path, overrides: list[str], working_dir: Path, runtime_env: Path | None) -> Job:
+        """Have the cluster's head go on with the run in `folder`, which need not be seen from here.
+
+        Raises `ConfigError` if the folder is told by a path of this machine's working folder.
+        """
+        if not folder.is_absolute():
+            raise ConfigError(
+                f"--resume {folder}: the job has another working folder. Name the run's folder as the nodes "
+                "see it, such as /shared/runs/demo."
+            )
+        return self._submit(folder, ["--resume", str(folder)], overrides, working_dir, runtime_env)
+
+    def _submit(
+        self,
+        folder: Path,
+        what: list[str],
+        overrides: list[str],
+        working_dir: Path,
+        runtime_env: Path | None,
+    ) -> Job:
         environment = read_environment(runtime_env) if runtime_env else {}
         # Where all see the same disks, the head finds iris-ray where it was called, whatever its own PATH.
         path = {"PATH": f"{Path(sys.executable).parent}:${{PATH}}"}
         settings = [word for override in overrides for word in ("--set", override)]
         submitted = self.client.submit_job(
-            entrypoint=shlex.join(["iris-ray", "run", *map(str, recipes), *settings]),
+            entrypoint=shlex.join(["iris-ray", "run", *what, *settings]),
             runtime_env=environment
             | {"working_dir": str(working_dir), "env_vars": path | (environment.get("env_vars") or {})},
-            metadata={"run": config.run.name},
+            metadata={"run": folder.name},
         )
-        page = f"{self.address}/#/jobs/{submitted}"
-        return Job(submitted, config.run.name, str(config.folder), page)
+        return Job(submitted, folder.name, str(folder), f"{self.address}/#/jobs/{submitted}")
 
     def follow(self, job: Job, write: Callable[[str], None]) -> str | None:
         """Hand on what the job prints until it ends; returns how it failed, or `None`."""

@@ -58,14 +58,23 @@ def dashboard() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def job(dashboard: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def working(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("working")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "my_game.py").write_text(own_module())
+    return folder
+
+
+def submit(dashboard: str, working: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [BIN / "iris-ray", "submit", *arguments, "--address", dashboard, "--working-dir", working]
+    return subprocess.run([*command, "--follow", "--json"], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def job(dashboard: str, working: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """Folder of a run that was a job, and what the command that submitted it printed."""
-    working, runs = tmp_path_factory.mktemp("working"), tmp_path_factory.mktemp("runs")
-    (working / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    (working / "my_game.py").write_text(own_module())
-    command = [BIN / "iris-ray", "submit", "recipe.yaml", "--address", dashboard]
-    command += ["--working-dir", working, "--set", f"run.folder={runs}", "--follow", "--json"]
-    return runs / "job", subprocess.run(command, capture_output=True, text=True, timeout=300)
+    runs = tmp_path_factory.mktemp("runs")
+    return runs / "job", submit(dashboard, working, "recipe.yaml", "--set", f"run.folder={runs}")
 
 
 def asked(command: str, folder: Path, *more: str) -> Any:
@@ -86,6 +95,13 @@ def test_a_job_plays_a_run_with_a_module_of_ones_own(job: tuple[Path, Any]) -> N
     assert summary["iterations"][0]["alpha"] == 1.25
     logs = done.stderr.split("Logs: ")[1].split()[0]
     assert list(Path(logs).glob("worker-*.err"))
+
+
+def test_a_job_goes_on_with_a_run(dashboard: str, working: Path, job: tuple[Path, Any]) -> None:
+    done = submit(dashboard, working, "--resume", str(job[0]))
+    assert json.loads(done.stdout)["folder"] == str(job[0])
+    assert done.returncode == 1
+    assert "is finished" in done.stderr, done.stderr
 
 
 def test_its_logs_outlive_it_on_the_cluster(job: tuple[Path, Any]) -> None:

@@ -174,6 +174,13 @@ def test_the_version_is_told():
     assert invoke("--version").stdout == f"iris-ray {version('iris-ray')}\n"
 
 
+@pytest.mark.parametrize("what", [[], ["recipes/demo.yaml", "--resume", "/runs/demo"]])
+def test_a_job_plays_a_recipe_or_goes_on_with_a_run(what):
+    error = invoke("submit", *what).exception
+    assert isinstance(error, ConfigError)
+    assert "one of the two" in str(error)
+
+
 def test_a_job_needs_a_dashboard():
     error = invoke("submit", "recipes/demo.yaml", "--address", "http://127.0.0.1:1").exception
     assert isinstance(error, ConfigError)
