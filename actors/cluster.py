@@ -58,12 +58,12 @@ class Cluster:
             ray.shutdown()
 
 
-def connect(address: str | None) -> str | None:
+def connect(address: str | None, told_by: str = "run.ray_address") -> str | None:
     """Join the cluster at `address`, or start a local one for `None`; returns the dashboard's URL.
 
-    Raises `ConfigError` if no cluster answers.
+    Raises `ConfigError` if no cluster answers; it names the setting or option that told the address.
     """
-    told = f"run.ray_address={address}"
+    told = f"{told_by}={address}"
     if address in (None, "auto") and (elsewhere := os.environ.get("RAY_ADDRESS")):  # as Ray itself does
         address, told = elsewhere, f"RAY_ADDRESS={elsewhere}"
     if address and "://" in address:
@@ -99,8 +99,8 @@ def _no_cluster(told: str, error: Exception) -> ConfigError:
             "'ray get-auth-token' prints on its head node into ~/.ray/auth_token."
         )
     return ConfigError(
-        f"{told}: no Ray cluster answers there ({error}). Start one with 'ray start --head', or leave "
-        "run.ray_address and RAY_ADDRESS empty for a local cluster."
+        f"{told}: no Ray cluster answers there ({error}). Name the head of one as HOST:PORT, or start one "
+        "with 'ray start --head'. With run.ray_address and RAY_ADDRESS empty a run has a local one."
     )
 
 

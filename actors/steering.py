@@ -96,7 +96,7 @@ def joined(run: str | Path, address: str | None = None) -> Iterator[None]:
     folder = RunFolder(Path(run))
     where = {} if address else folder.read_where()
     try:
-        connect(address or where.get("address") or "auto")
+        connect(address or where.get("address") or "auto", "--address")
     except ConfigError as error:
         if address:
             raise
