@@ -40,8 +40,8 @@ RECIPE = {
 RECIPE["run"] = {"name": "chaos", "max_failures": KILLS}
 # What processes call themselves, and how often one of them is killed. The first two are one generator's.
 VICTIMS = {
-    ("ray::Generator", "VLLM::EngineCore"): 36,
-    ("ray::RayTrainWorker",): 8,
+    ("ray::Generator", "VLLM::EngineCore"): 40,
+    ("ray::RayTrainWorker",): 4,
     ("ray::SampleBuffer",): 1,
     ("ray::WeightStore",): 1,
     ("ray::Controller",): 1,
