@@ -134,7 +134,7 @@ def test_weights_that_were_poisoned_never_serve(game: Game) -> None:
 def test_only_what_is_there_can_be_scaled(game: Game) -> None:
     with pytest.raises(UnavailableError, match="There: pool"):
         live_run("other", game.address()).__enter__()
-    with pytest.raises(ConfigError, match="--address=127.0.0.1:1: no Ray cluster answers there"):
+    with pytest.raises(ConfigError, match=r"--address=127\.0\.0\.1:1: no Ray cluster answers there"):
         live_run("pool", "127.0.0.1:1").__enter__()
     with pytest.raises(ConfigError, match="at least one"):
         game.scale(0)
