@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LENGTH = 260  # tokens of a response, unless it meets the end token
 CONCURRENCY = 3
+ATTEMPTS = 5
 # Longer than a block of the engine's cache, so that a later request could find the first one.
 PROMPTS = torch.randint(2, 300, (4, 150), generator=torch.Generator().manual_seed(1)).tolist()
 OLD, NEW = tiny_model(1, tied=True), tiny_model(2, tied=True)
@@ -52,12 +53,12 @@ def across_an_update(
     """What `requests` return when new weights come while the first one, a response, has its first tokens.
 
     While it is still under way afterwards, the engine passes a probe; a `sampled` one may meet the end token
-    before.
+    before. Where the machine was so busy that it ended too soon, all is done again.
     """
-    running.load(OLD)
     engine = running.engine
+    finishes = engine.config.generation.in_flight == "finish"
 
-    async def play() -> list[Any]:
+    async def play() -> list[Any] | None:
         under_way = [asyncio.create_task(request()) for request in requests]
         states = engine._engine.output_processor.request_states
         while not any(state.detokenizer.num_output_tokens() > 5 for state in states.values()):
@@ -65,12 +66,17 @@ def across_an_update(
         running.version += 1
         await engine.load_weights(running.version, running.buckets(NEW))
         (scored,) = await engine.logprobs(PROMPTS[:1])
-        finishes = sampled or engine.config.generation.in_flight == "finish"
-        assert finishes or not under_way[0].done()
+        still_under_way = not under_way[0].done()
         torch.testing.assert_close(torch.tensor(scored), logprobs(NEW, PROMPTS[0]), rtol=0, atol=2e-5)
-        return await asyncio.gather(*under_way)
+        first, *others = await asyncio.gather(*under_way)
+        crossed = len(first.version_spans) == 2 and (sampled or still_under_way)
+        return [first, *others] if finishes or crossed else None
 
-    return running.run(play())
+    for _ in range(ATTEMPTS):
+        running.load(OLD)
+        if answers := running.run(play()):
+            return answers
+    pytest.fail("no response was still under way after an update")
 
 
 @torch.no_grad()
