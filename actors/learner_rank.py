@@ -73,7 +73,6 @@ class LearnerRank:
 
     def published(self) -> None:
         """Wait until what is being published is listed."""
-        self.copied()
         if self.publishing:
             (version, listed), self.publishing = self.publishing, None
             with self.learner.stopwatch("publish"):

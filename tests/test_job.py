@@ -97,7 +97,9 @@ def test_a_job_plays_a_run_with_a_module_of_ones_own(job: tuple[Path, Any]) -> N
     assert list(Path(logs).glob("worker-*.err"))
 
 
-def test_a_job_goes_on_with_a_run(dashboard: str, working: Path, job: tuple[Path, Any]) -> None:
+def test_a_job_that_shall_go_on_says_that_its_run_is_finished(
+    dashboard: str, working: Path, job: tuple[Path, Any]
+) -> None:
     done = submit(dashboard, working, "--resume", str(job[0]))
     assert json.loads(done.stdout)["folder"] == str(job[0])
     assert done.returncode == 1

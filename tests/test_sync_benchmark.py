@@ -34,7 +34,7 @@ def test_the_benchmark_updates_engines_whose_log_probs_are_the_publisher_s() -> 
     assert row["bytes"] == 2 * row["parameters"] == pytest.approx(6e6, rel=0.1)
     for name in ("publish_to_serving_s", "paused_s", "copy_s", "probe_s", "bytes_per_s"):
         assert 0 < row[f"{name}_min"] <= row[name] <= row[f"{name}_max"]
-    # A difference of two times: on a busy machine, forward passes alone may have been the slower ones.
+    # A difference of two times: on a busy machine, products alone may have been the slower ones.
     assert row["learner_blocked_s_min"] <= row["learner_blocked_s"] <= row["learner_blocked_s_max"]
     assert row["learner_blocked_s_min"] < row["publish_to_serving_s_max"]
     assert row["paused_s"] < row["publish_to_serving_s"]

@@ -95,7 +95,9 @@ def test_a_response_is_what_its_tokens_were_one_by_one(llm: "LLM") -> None:
 
 def test_a_prompt_s_log_probs_come_with_its_response(llm: "LLM") -> None:
     write(llm, prompt_logprobs=0)
-    for output in (output for taken in steps(llm) for output in taken):
+    outputs = [output for taken in steps(llm) for output in taken]
+    assert len(outputs) == len(PROMPTS)
+    for output in outputs:
         likelihoods = output.prompt_logprobs[1:]
         assert [token for at in likelihoods for token in at] == output.prompt_token_ids[1:]
 
