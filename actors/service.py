@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -20,7 +21,6 @@ from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
 from iris_ray.errors import LostActorError, ResourceError, RunStopped, first_line
-from iris_ray.interrupt import interrupt_flag
 from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
@@ -71,18 +71,21 @@ class Service:
             prepared.parameters,
             **here,
         )
-        self.learner = start_learner(config, model_path, prepared.parameters, resume_from, **here)
+        self.generators: Any = self.pool.run.remote()
+        self.learner: ray.ObjectRef = start_learner(
+            config, model_path, prepared.parameters, resume_from, **here
+        )
 
-    def play(self, view: View) -> None:
-        """Play the whole game; raises the error of the part that fails first, KeyboardInterrupt on Ctrl-C.
+    def play(self, view: View, interrupted: threading.Event) -> None:
+        """Play the whole game; raises the error of the part that fails first.
 
+        `KeyboardInterrupt` once `interrupted` is set.
         `RunStopped` if somebody asked for it.
         `LostActorError` if an actor died or hangs that holds state of the run: only a checkpoint brings it
         back.
         """
         try:
-            with interrupt_flag() as interrupted:
-                self._watch(view, interrupted)
+            self._watch(view, interrupted)
             if self.status()["stopped"]:
                 raise RunStopped
         except ray.exceptions.RayError as error:
@@ -108,7 +111,7 @@ class Service:
         }
 
     def _watch(self, view: View, interrupted: threading.Event) -> None:
-        running = [self.pool.run.remote(), self.learner]
+        running = [self.generators, self.learner]
         while running:
             done, running = ray.wait(running, timeout=POLL_S)
             if interrupted.is_set():
@@ -169,6 +172,10 @@ class Service:
         ray.wait([self.pool.stop.remote()], timeout=STOP_TIMEOUT_S)
         for handle in self._parts().values():
             ray.kill(handle)
+        # They may have missed an actor that ended before them. Ray prints errors that nobody asks for.
+        for part in (self.generators, self.learner):
+            with suppress(ray.exceptions.RayError):
+                ray.get(part, timeout=STOP_TIMEOUT_S)
         names.wait_free(self.config.run.name, self._parts(), STOP_TIMEOUT_S)
 
     def give_back_room(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint, storage_errors
 from iris_ray.config import RunConfig
 from iris_ray.errors import LostActorError
+from iris_ray.interrupt import interrupt_flag
 from iris_ray.model_card import write_model_card
 from iris_ray.preparation import Prepared, check_free, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
@@ -96,20 +97,21 @@ class SelfPlay:
             model_path = config.model.path or self._make_model(folder, prepared)
             self.view.starting(cluster.where)
             metrics = RunMetrics(config.run.name)  # one, as Ray counts on when actors start anew
-            for failures_left in reversed(range(config.run.max_failures + 1)):
-                resume_from = checkpoint.path if checkpoint else None
-                service = Service(config, prepared, model_path, metrics, resume_from)
-                try:
-                    service.play(self.view)
-                    break
-                except LostActorError as error:
-                    if not failures_left:
-                        raise
-                    service.stop()
-                    service.give_back_room()
-                    service = None
-                    checkpoint = self._checkpoint()
-                    self.view.lost(error, checkpoint)
+            with interrupt_flag() as interrupted:
+                for failures_left in reversed(range(config.run.max_failures + 1)):
+                    resume_from = checkpoint.path if checkpoint else None
+                    service = Service(config, prepared, model_path, metrics, resume_from)
+                    try:
+                        service.play(self.view, interrupted)
+                        break
+                    except LostActorError as error:
+                        if not failures_left:
+                            raise
+                        service.stop()
+                        service.give_back_room()
+                        service = None
+                        checkpoint = self._checkpoint()
+                        self.view.lost(error, checkpoint)
             assert service
             prepared.tokenizer.save_pretrained(folder.final)
             folder.write_probe(service.probe())
