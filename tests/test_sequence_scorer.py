@@ -25,7 +25,6 @@ class Architecture:
     """A kind of model, and the ways in which it can be computed."""
 
     kind: str
-    plain_head: bool = True
     shares_prompts: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -79,12 +78,11 @@ ARCHITECTURES = {
     "mistral, short window": Architecture("mistral", shares_prompts=False, options={"sliding_window": 8}),
     "gemma2": Architecture(
         "gemma2",
-        plain_head=False,
         shares_prompts=False,
         options={"head_dim": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 2.0},
     ),
     "gemma3": Architecture("gemma3_text", options={"head_dim": 8, "sliding_window": MAX_LENGTH}),
-    "granite": Architecture("granite", plain_head=False, options={"logits_scaling": 3.0}),
+    "granite": Architecture("granite", options={"logits_scaling": 3.0}),
     "olmo2": Architecture("olmo2"),
     "bloom": BLOOM,
     "mamba": Architecture("mamba", shares_prompts=False),
@@ -178,10 +176,7 @@ def scorer(architecture, exact_norms) -> SequenceScorer:
 
 
 def test_the_fastest_way_is_found(architecture, scorer):
-    assert (scorer.plain_head, scorer.shares_prompts) == (
-        architecture.plain_head,
-        architecture.shares_prompts,
-    )
+    assert (scorer.head_apart, scorer.shares_prompts) == (True, architecture.shares_prompts)
     assert (scorer.lay_out(GROUPS).shared is not None) == architecture.shares_prompts
 
 
@@ -216,13 +211,12 @@ def test_a_response_is_blind_to_the_others(scorer):
         torch.testing.assert_close(score(changed), alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", [QWEN2, BLOOM], ids=lambda each: each.kind)
 def test_logits_in_chunks_are_the_same_logits(model, scorer, monkeypatch):
     rows = 3
     monkeypatch.setattr(sequence_scorer, "LOGITS_BYTES", 4 * VOCABULARY * rows)
     sizes = []
     scorer.model.get_output_embeddings().register_forward_hook(
-        lambda _, __, logits: sizes.append(len(logits))
+        lambda _, __, logits: sizes.append(logits.shape[-2])
     )
     assert_scores_and_gradients_agree(scorer, model, ROUNDING)
     assert max(sizes) == rows
@@ -243,16 +237,37 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_full_table_of_logits_is_held(monkeypatch):
+@pytest.mark.parametrize("architecture", [QWEN2, ARCHITECTURES["gemma2"]], ids=lambda each: each.kind)
+def test_no_full_table_of_logits_is_held(architecture, monkeypatch):
     vocabulary, tokens, limit = 150_000, 300, 16 << 20
     monkeypatch.setattr(sequence_scorer, "LOGITS_BYTES", limit)
-    model = QWEN2.build(vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1)
-    model.float()
-    scorer = SequenceScorer(model, plain_head=True, shares_prompts=True)
+    model = architecture.build(
+        vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, max_position_embeddings=2 * tokens
+    )
+    scorer = SequenceScorer.fastest(model.float(), max_length=2 * tokens)
     batch = scorer.lay_out([PromptGroup([1, 2, 3], [[4] * tokens, [5] * tokens])])
     with LargestTensor() as largest:
         scorer(batch).sum().backward()
     assert 0.9 * limit < largest.bytes <= 2 * limit
+
+
+class SmearedHead(nn.Module):
+    """What it makes of a position depends on those before it."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden_BTD.cumsum(1))
+
+
+def test_a_head_that_looks_at_other_positions_gets_them_all():
+    model = QWEN2.build()
+    model.lm_head = SmearedHead(model.lm_head)
+    scorer = SequenceScorer.fastest(copy.deepcopy(model), MAX_LENGTH)
+    assert not (scorer.head_apart or scorer.shares_prompts)
+    assert_scores_and_gradients_agree(scorer, model, 1e-6)
 
 
 def test_attention_with_sinks_is_not_replaced():

@@ -50,7 +50,7 @@ class Examiner:
 
     @torch.inference_mode()
     def measure(self, model: PreTrainedModel) -> Truth:
-        scorer = SequenceScorer(model, plain_head=True)
+        scorer = SequenceScorer(model, head_apart=True)
         log_q_S = torch.cat([batch.sum_by_sequence(scorer(batch)) for batch in self._batches])
         q_S = log_q_S.exp()
         nll = -float((self._p_S * log_q_S).sum()) / self._prompts

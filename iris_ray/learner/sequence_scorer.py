@@ -3,7 +3,8 @@
 Shapes: B rows of T tokens, R response tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from iris_ray.learner.kernels import HAS_KERNELS
 from iris_ray.learner.kernels.label_logprobs import label_logprobs
@@ -28,15 +30,15 @@ TRIAL = [PromptGroup([3, 1, 4, 1], [[5, 9, 2], [6, 5, 3, 5, 8]]), PromptGroup([2
 class SequenceScorer(nn.Module):
     """Wraps any decoder model of `transformers`.
 
-    `plain_head`: logits are what the output layer makes of the last hidden states and nothing else, so
-    only positions that predict a response token go through it, some at a time. `shares_prompts`: responses
-    stand behind one copy of their prompt (`pack`), without padding. `fastest` finds out what a model allows.
+    `head_apart`: what the model does after its decoder it does to each position by itself, so only positions
+    that predict a response token go through it, some at a time. `shares_prompts`: responses stand behind one
+    copy of their prompt (`pack`), without padding. `fastest` finds out what a model allows.
     """
 
-    def __init__(self, model: PreTrainedModel, *, plain_head: bool = False, shares_prompts: bool = False):
+    def __init__(self, model: PreTrainedModel, *, head_apart: bool = False, shares_prompts: bool = False):
         super().__init__()
         self.model: PreTrainedModel = model
-        self.plain_head = plain_head
+        self.head_apart = head_apart
         self.shares_prompts = shares_prompts
         if shares_prompts:
             use_shared_prompts(model)
@@ -48,16 +50,15 @@ class SequenceScorer(nn.Module):
         if caps_scores(model):
             model.set_attn_implementation("eager")
         general = cls(model)
-        trial = general.lay_out(TRIAL)
-        expected = general(trial)
-        plain = _has_plain_head(model, trial) and _agree(cls(model, plain_head=True), expected)
+        expected = general(general.lay_out(TRIAL))
+        apart = _agree(cls(model, head_apart=True), expected)
         before = model.config._attn_implementation
         if knows_shared_prompts(model, max_length):
-            sharing = cls(model, plain_head=plain, shares_prompts=True)
+            sharing = cls(model, head_apart=apart, shares_prompts=True)
             if _agree(sharing, expected):
                 return sharing
             model.set_attn_implementation(before)
-        return cls(model, plain_head=plain)
+        return cls(model, head_apart=apart)
 
     def split(self, groups: Sequence[PromptGroup], max_tokens: int) -> list[list[int]]:
         """Indices of `groups` by forward pass, whose layout has at most `max_tokens` tokens."""
@@ -80,33 +81,44 @@ class SequenceScorer(nn.Module):
         given: dict[str, Any] = {"input_ids": batch.tokens_BT, "use_cache": False}
         if batch.shared is not None:
             given |= {"position_ids": batch.positions_BT, "shared_prompts": batch.shared}
-        if not self.plain_head:
-            if batch.shared is not None:
-                logits_RV = self.model(**given, logits_to_keep=batch.predictors_R).logits[0]
-            else:
-                logits_RV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.predictors_R)
+        if not self.head_apart:
+            logits_RV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.predictors_R)
             return _logprobs(logits_RV, batch.labels_R, batch.temperature)
-        hidden_BTD = self.model.get_decoder()(**given).last_hidden_state
+        decoded = self.model.get_decoder()(**given)
         count = len(batch.labels_R)
         filling = (0, repeated_length(max(count, batch.head_rows)) - count)
         predictors_R, labels_R = (F.pad(each, filling) for each in (batch.predictors_R, batch.labels_R))
-        hidden_RD = hidden_BTD.flatten(0, 1).index_select(0, predictors_R)
-        return self._head_logprobs(hidden_RD, labels_R, batch.temperature)[:count]
+        hidden_RD = decoded.last_hidden_state.flatten(0, 1).index_select(0, predictors_R)
+        return self._head_logprobs(type(decoded), hidden_RD, labels_R, batch.temperature)[:count]
 
     def _head_logprobs(
-        self, hidden_RD: torch.Tensor, labels_R: torch.Tensor, temperature: float
+        self, output: type[ModelOutput], hidden_RD: torch.Tensor, labels_R: torch.Tensor, temperature: float
     ) -> torch.Tensor:
-        head = self.model.get_output_embeddings()
+        def chunk(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            # By the model's own code, whatever it does to hidden states before its head and to logits after.
+            with _decoded(self.model, output(last_hidden_state=hidden[None])):
+                return _logprobs(self.model(use_cache=False).logits[0], labels, temperature)
+
         rows = max(1, LOGITS_BYTES // (4 * self.model.config.get_text_config().vocab_size))
         if len(labels_R) <= rows:
-            return _logprobs(head(hidden_RD), labels_R, temperature)
-
-        def chunk(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return _logprobs(head(hidden), labels, temperature)
-
+            return chunk(hidden_RD, labels_R)
         # The backward pass computes a chunk's logits once more instead of keeping them all.
         chunks = zip(hidden_RD.split(rows), labels_R.split(rows), strict=True)
         return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in chunks])
+
+
+@contextmanager
+def _decoded(model: PreTrainedModel, output: ModelOutput) -> Iterator[None]:
+    """Meanwhile the decoder of `model` computes nothing and returns `output`."""
+    decoder = model.get_decoder()
+    before = vars(decoder).get("forward")
+    decoder.forward = lambda *args, **options: output
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if before:
+            decoder.forward = before
 
 
 def _logprobs(logits_RV: torch.Tensor, labels_R: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -116,30 +128,6 @@ def _logprobs(logits_RV: torch.Tensor, labels_R: torch.Tensor, temperature: floa
     if temperature != 1:
         wide_RV = wide_RV / temperature
     return -F.cross_entropy(wide_RV, labels_R, reduction="none")
-
-
-def _has_plain_head(model: PreTrainedModel, batch: TokenBatch) -> bool:
-    """Whether the output layer gets the decoder's hidden states as they are, and its logits stay so too.
-
-    Compared bit for bit: what some models do to their logits (a soft cap) is small before training.
-    """
-    seen: dict[str, Any] = {}
-    hooks = [
-        model.get_decoder().register_forward_hook(
-            lambda _, given, made: seen.update(hidden=getattr(made, "last_hidden_state", None))
-        ),
-        model.get_output_embeddings().register_forward_hook(
-            lambda _, given, made: seen.update(given=given[0], made=made)
-        ),
-    ]
-    try:
-        logits = model(input_ids=batch.tokens_BT, use_cache=False).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(seen) < 3 or seen["hidden"] is None:
-        return False
-    return torch.equal(seen["given"], seen["hidden"]) and torch.equal(logits, seen["made"].to(logits.dtype))
 
 
 def _agree(scorer: SequenceScorer, expected_R: torch.Tensor) -> bool:

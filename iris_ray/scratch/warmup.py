@@ -41,7 +41,7 @@ def warm_up(
 ) -> WarmupResult:
     """Train `model` in place on the response tokens, until `stop_at_exact_match` or `warmup_steps`."""
     begin = time.monotonic()
-    scorer = SequenceScorer(model, plain_head=True)
+    scorer = SequenceScorer(model, head_apart=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.warmup_learning_rate, weight_decay=0.0)
     batches = _batches(train, spec.warmup_batch_size, random.Random(seed))
     enough = spec.stop_at_exact_match
