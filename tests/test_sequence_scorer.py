@@ -266,7 +266,7 @@ def test_a_head_that_looks_at_other_positions_gets_them_all():
     model = QWEN2.build()
     model.lm_head = SmearedHead(model.lm_head)
     scorer = SequenceScorer.fastest(copy.deepcopy(model), MAX_LENGTH)
-    assert not (scorer.head_apart or scorer.shares_prompts)
+    assert (scorer.head_apart, scorer.shares_prompts) == (False, False)
     assert_scores_and_gradients_agree(scorer, model, 1e-6)
 
 
