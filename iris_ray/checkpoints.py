@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from pyarrow import ArrowInvalid, fs
+from pyarrow import fs
 
 from iris_ray.config import RunConfig
 from iris_ray.errors import CheckpointError, ConfigError, first_line
 from iris_ray.run_folder import RunFolder
+from iris_ray.storage import CREDENTIALS, resolve
 
 FORMAT = 2
 STATE = "state.json"
@@ -51,7 +51,7 @@ class CheckpointStorage:
     def __init__(self, config: RunConfig):
         storage = config.checkpoint.storage
         run = f"{storage.rstrip('/')}/{config.run.name}" if storage else str(RunFolder(config.folder).path)
-        self.filesystem, self.run_path = _resolve(run)
+        self.filesystem, self.run_path = resolve(run, "checkpoint.storage")
         self.path = f"{self.run_path}/{FOLDER}"
 
     def whole(self) -> list[StoredCheckpoint]:
@@ -128,7 +128,7 @@ def storage_errors(config: RunConfig) -> Iterator[None]:
         field = f"checkpoint.storage={storage}" if storage else f"run.folder={config.run.folder}"
         raise ConfigError(
             f"{field}: cannot be read or written to ({first_line(error)}). Check the name, the network and "
-            "what you may do there; credentials come from the environment, such as AWS_ACCESS_KEY_ID."
+            f"what you may do there; {CREDENTIALS}."
         ) from error
 
 
@@ -146,20 +146,3 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"format {FORMAT}."
         )
     return state
-
-
-def _resolve(path: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in path:
-        return fs.LocalFileSystem(), str(Path(path).absolute())
-    try:
-        return fs.FileSystem.from_uri(path)
-    except ArrowInvalid:  # not one of pyarrow's own kinds
-        pass
-    try:
-        filesystem, found = fsspec.core.url_to_fs(path)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"checkpoint.storage={path}: no such kind of storage ({error}). Give a folder that all nodes "
-            "see, or a URI that pyarrow or an installed fsspec package knows, such as s3:// or gs://."
-        ) from error
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), found

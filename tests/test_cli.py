@@ -81,7 +81,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             "Raise data.max_prompt_tokens, mend these rows, or raise data.max_bad",
         ),
         (["model.scratch=null", "model.path=nowhere"], "model.path=nowhere: no model can be loaded from it"),
-        (["data.sort_digits=null", "data.path=s3://b/x.jsonl"], "data.path=s3://b/x.jsonl: is a URI"),
+        (["data.sort_digits=null", "data.path=file:///no/x.jsonl"], "data.path=file:///no/x.jsonl: nothing"),
         (["checkpoint.storage=nowhere://bucket"], "checkpoint.storage=nowhere://bucket/x: no such kind of"),
         (["run.ray_address=127.0.0.1:1"], "run.ray_address=127.0.0.1:1: no Ray cluster answers there"),
         (["generation.count=5000"], "CPU: 5001 needed"),

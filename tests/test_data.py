@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
+import fsspec
 import pytest
 from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from iris_ray.config import Data, RunConfig
+from iris_ray.data.copies import copied
 from iris_ray.data.prepare import load_prepared, prepare_data
 from iris_ray.data.report import Dropped
 from iris_ray.data.rows import BadRow, Rows, read_rows
@@ -132,6 +135,39 @@ def test_every_source_gives_the_same_rows(kind, tmp_path):
         {"role": "user", "content": "What is 3 plus 1?"},
         {"role": "assistant", "content": "It is 4."},
     ]
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "saved", "splits"])
+def test_sources_may_lie_elsewhere(kind, scheme, tmp_path):
+    path = save(kind, tmp_path)
+    if scheme == "memory":
+        fsspec.filesystem("memory").put(path, path, recursive=True)
+    assert list(read_rows(Data(path=f"{scheme}://{path}"))) == list(read_rows(Data(path=path)))
+
+
+def test_a_source_elsewhere_is_copied_again_when_it_changed(tmp_path):
+    path = save("jsonl", tmp_path)
+    first = copied(f"file://{path}")
+    inode = first.stat().st_ino
+    assert copied(f"file://{path}") == first
+    assert first.stat().st_ino == inode
+    save("jsonl", tmp_path, ROWS[:3])
+    assert len(list(read_rows(Data(path=f"file://{path}")))) == 3
+
+
+def test_a_source_elsewhere_that_cannot_be_read(tmp_path, monkeypatch):
+    missing = f"file://{tmp_path}/none.jsonl"
+    with pytest.raises(DataError, match=rf"data\.path={missing}: nothing lies there"):
+        read_rows(Data(path=missing))
+    with pytest.raises(ConfigError, match=r"data\.path=nowhere://x\.jsonl: no such kind of storage"):
+        read_rows(Data(path="nowhere://x.jsonl"))
+    path = save("jsonl", tmp_path)
+    monkeypatch.setattr("pyarrow.fs.copy_files", Mock(side_effect=OSError("it went away")))
+    with pytest.raises(DataError, match=r"cannot be read \(it went away\)"):
+        read_rows(Data(path=f"file://{path}"))
+    monkeypatch.undo()
+    assert copied(f"file://{path}").parents[2] == Path(datasets.config.HF_DATASETS_CACHE)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "saved"])

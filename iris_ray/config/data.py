@@ -27,7 +27,8 @@ class SortDigits(Section):
 
 class Data(Section):
     path: str | None = None
-    """A JSONL, JSON, CSV or Parquet file, a folder saved by `datasets`, or the name of a hub data set."""
+    """A JSONL, JSON, CSV or Parquet file or a folder saved by `datasets`, here or at a URI such as
+    `s3://bucket/pairs.jsonl`; or the name of a hub data set."""
     split: str = "train"
     """Split to read where the source has several."""
     sort_digits: SortDigits | None = None

@@ -1,4 +1,7 @@
-"""Where annotated rows come from: files, saved folders and hub names, all opened by `datasets`."""
+"""Where annotated rows come from: files and saved folders, here or elsewhere, and hub names.
+
+All are opened by `datasets`.
+"""
 
 import csv
 import glob
@@ -12,6 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from huggingface_hub import HfApi, constants
 
 from iris_ray.config import Data
+from iris_ray.data.copies import copied
 from iris_ray.errors import DataError, first_line
 
 JSON_LINE = "json_line"
@@ -32,12 +36,7 @@ def open_dataset(data: Data) -> Dataset:
     """
     if data.path is None:
         raise DataError("data.path: is empty. Set it to a file, a folder or the name of a hub data set.")
-    if "://" in data.path:
-        raise DataError(
-            f"data.path={data.path}: is a URI, and data are read from files, folders and the hub. Copy them "
-            "here, or mount that storage and name its folder. Only checkpoint.storage takes URIs."
-        )
-    path = Path(data.path).expanduser()
+    path = copied(data.path) if "://" in data.path else Path(data.path).expanduser()
     if path.is_file():
         found = _open_file(path)
     elif path.is_dir():
