@@ -11,6 +11,7 @@ from actors import names
 from actors.room import check_room
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
+from iris_ray.interrupt import sigterm_kept
 from iris_ray.reachable import knock
 from iris_ray.resources import needs
 
@@ -76,9 +77,10 @@ def connect(address: str | None, told_by: str = "run.ray_address") -> str | None
     if address and ":" in address:
         _check_reachable(address, told)
     try:
-        context = ray.init(
-            address=address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-        )
+        with sigterm_kept():
+            context = ray.init(
+                address=address, namespace=names.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+            )
     except ConnectionError as error:
         raise _no_cluster(told, error) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None

@@ -17,6 +17,7 @@ from rich.markup import escape
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, IrisRayError, RunStopped
 from iris_ray.harness.command import evaluate
+from iris_ray.interrupt import hear_sigterm
 from iris_ray.logs import logs
 from iris_ray.operating import operating, path_of
 from iris_ray.plan import plan
@@ -92,10 +93,14 @@ def run(
     else:
         assert resume is not None
         play = SelfPlay.resume(path_of(resume), overrides)
+    hear_sigterm()
     try:
         with ConsoleView(console) as play.view:
             summary = play.run()
     except KeyboardInterrupt as stop:
+        if not play.config.folder.exists():
+            console.print("Stopped before anything was done.")
+            raise typer.Exit(STOPPED_BY_USER) from None
         console.print("Stopped. All actors have ended; the run folder keeps what was done.")
         console.print(f"To go on: {shlex.join([_called(), 'run', '--resume', str(play.config.folder)])}")
         if isinstance(stop, RunStopped):

@@ -25,3 +25,17 @@ def interrupt_flag() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hear_sigterm() -> None:
+    """From now on SIGTERM is what Ctrl-C is."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Who hears SIGTERM goes on to, though Ray takes it for itself as it starts in the block."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)

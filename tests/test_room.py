@@ -4,11 +4,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
+from conftest import made_model
 from ray.cluster_utils import Cluster
 from ray.util import get_placement_group, placement_group, remove_placement_group
+from run_process import WAIT_S, play
 
 from actors import names, room
 from actors.cluster import connect
@@ -93,6 +96,25 @@ def test_a_run_waits_for_the_nodes_that_an_autoscaler_brings(nodes: Cluster) -> 
 def test_nodes_that_do_not_come_are_not_waited_for_without_end(nodes: Cluster) -> None:
     with pytest.raises(ResourceError, match="elves: 1 needed, 0 free"):
         room.check_room([generators(1, custom={"elves": 1})], 1, lambda lack: None)
+
+
+def test_a_run_that_waits_for_nodes_is_stopped_as_jobs_are(nodes: Cluster, tmp_path: Path) -> None:
+    recipe = {
+        "run": {"name": "waits", "ray_address": nodes.address, "wait_for_nodes": True},
+        "model": made_model(warmup_steps=20),
+        "data": {"sort_digits": {"examples": 64}, "holdout": 8},
+        "generation": {"resources": {"elves": 1}},
+    }
+    run = play(recipe, tmp_path)
+    try:
+        run.wait_for(lambda: "elves: 1 needed, 0 free" in run.printed())
+        run.process.terminate()
+        assert run.process.wait(WAIT_S) == 130
+    finally:
+        run.kill()
+    assert run.printed().splitlines()[-1] == "Stopped before anything was done."
+    assert "SIGTERM" not in run.printed()
+    assert not run.folder.exists()
 
 
 ANOTHER = """
