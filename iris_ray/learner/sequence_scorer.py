@@ -97,7 +97,7 @@ class SequenceScorer(nn.Module):
         def chunk(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             # By the model's own code, whatever it does to hidden states before its head and to logits after.
             with _decoded(self.model, output(last_hidden_state=hidden[None])):
-                return _logprobs(self.model(use_cache=False).logits[0], labels, temperature)
+                return _logprobs(self.model(use_cache=False).logits.squeeze(0), labels, temperature)
 
         rows = max(1, LOGITS_BYTES // (4 * self.model.config.get_text_config().vocab_size))
         if len(labels_R) <= rows:
