@@ -60,13 +60,13 @@ def test_the_recipe_is_the_demo(tmp_path) -> None:
 
 
 def test_slopes_of_processes_that_come_and_go() -> None:
-    """Each has a level of its own and jumps in the first half of its life; all gain 36 an hour."""
+    """All gain 36 an hour. Each has a level of its own, and jumps in its first half and at its end."""
     rng = np.random.default_rng(0)
 
     def life(begin: float, seconds: float, level: float) -> tuple[np.ndarray, np.ndarray]:
         at = np.arange(begin, begin + seconds, 5.0)
         value = level + 0.01 * (at - begin) + rng.normal(0, 0.5, len(at))
-        return at, value - 500.0 * (at < begin + seconds / 3)
+        return at, value - 500.0 * (at < begin + seconds / 3) + 200.0 * (at > begin + seconds - 20)
 
     lives = [life(0, 1500, 100), life(1500, 900, 400), life(2400, 100, 7)]
     found = slope(lives)

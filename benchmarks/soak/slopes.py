@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WARM_UP = 0.5  # of each process's life says nothing: what fills up and stays is no leak
+ENDING_S = 30.0  # in which it may take what it ends with: the driver writes its run's report
 SHORTEST_S = 300.0  # of a second half that counts
 JUDGED_S = 600.0  # of the longest second half, from which on a slope is held against a margin
 
@@ -27,13 +28,14 @@ class Slope:
 def slope(lives: Iterable[tuple[np.ndarray, np.ndarray]]) -> Slope | None:
     """Least squares over processes of one kind: one slope for all, a level for each.
 
-    `lives` has each process's times in s and values. The first half of a life is left out, and who lived too
-    short after it. `None` if nobody is left. The error takes samples as independent, so it is a lower bound.
+    `lives` has each process's times in s and values. The first half of a life and its end are left out, and
+    who lived too short in between. `None` if nobody is left. The error takes samples as independent, so it is
+    a lower bound.
     """
     times, values, longest, count = [], [], 0.0, 0
     for at, value in lives:
-        late = at >= at[0] + WARM_UP * (at[-1] - at[0])
-        at, value = at[late], value[late]
+        counts = (at >= at[0] + WARM_UP * (at[-1] - at[0])) & (at <= at[-1] - ENDING_S)
+        at, value = at[counts], value[counts]
         if len(at) < 3 or at[-1] - at[0] < SHORTEST_S:
             continue
         times.append(at - at.mean())
