@@ -89,14 +89,15 @@ class SequenceScorer(nn.Module):
         filling = (0, repeated_length(max(count, batch.head_rows)) - count)
         predictors_R, labels_R = (F.pad(each, filling) for each in (batch.predictors_R, batch.labels_R))
         hidden_RD = decoded.last_hidden_state.flatten(0, 1).index_select(0, predictors_R)
-        return self._head_logprobs(type(decoded), hidden_RD, labels_R, batch.temperature)[:count]
+        return self._head_logprobs(decoded, hidden_RD, labels_R, batch.temperature)[:count]
 
     def _head_logprobs(
-        self, output: type[ModelOutput], hidden_RD: torch.Tensor, labels_R: torch.Tensor, temperature: float
+        self, decoded: ModelOutput, hidden_RD: torch.Tensor, labels_R: torch.Tensor, temperature: float
     ) -> torch.Tensor:
         def chunk(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             # By the model's own code, whatever it does to hidden states before its head and to logits after.
-            with _decoded(self.model, output(last_hidden_state=hidden[None])):
+            decoded.last_hidden_state = hidden[None]
+            with _decoded(self.model, decoded):
                 return _logprobs(self.model(use_cache=False).logits.squeeze(0), labels, temperature)
 
         rows = max(1, LOGITS_BYTES // (4 * self.model.config.get_text_config().vocab_size))
