@@ -25,7 +25,7 @@ def resolve(path: str, field: str) -> tuple[fs.FileSystem, str]:
         filesystem, found = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
         raise ConfigError(
-            f"{field}={path}: no such kind of storage ({error}). Give a path, or a URI that pyarrow or an "
-            "installed fsspec package knows, such as s3:// or gs://."
+            f"{field}={path}: no such kind of storage ({error}). Give a path that all nodes which use it "
+            "see, or a URI that pyarrow or an installed fsspec package knows, such as s3:// or gs://."
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), found
