@@ -11,7 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import made_model
-from run_process import play
+from run_process import WAIT_S, play
 
 pytestmark = pytest.mark.timeout(1800)  # each generator that is killed has to start anew
 
@@ -123,7 +123,7 @@ def test_every_part_was_killed(chaos: Chaos) -> None:
 def test_ctrl_c_stopped_every_process(chaos: Chaos) -> None:
     assert chaos.run.process.returncode == 130, chaos.run.printed()
     assert "Traceback" not in chaos.run.printed()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT_S
     while left := chaos.run.processes():
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from datasets import Dataset
+from run_process import WAIT_S
 from test_in_flight import logprobs
 from test_policy_engine import END, tiny_model
 from transformers import Qwen2ForCausalLM
@@ -104,7 +105,7 @@ class Game:
         return ray.get(self.generator.__ray_call__.remote(look))
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + WAIT_S
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.001)

@@ -8,6 +8,7 @@ import ray
 import torch
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
+from run_process import WAIT_S
 
 from actors.cluster import connect
 from actors.weight_publishing import put_buckets
@@ -58,10 +59,10 @@ def brought() -> int:
 
 def test_weights_are_brought_to_a_node_once(nodes: Cluster) -> None:
     pullers = [Puller.remote(f"generator-{index}") for index in range(GENERATORS)]
-    ray.get([puller.__ray_ready__.remote() for puller in pullers], timeout=60)
+    ray.get([puller.__ray_ready__.remote() for puller in pullers], timeout=WAIT_S)
     before = brought()
     weights = [(f"layer.{layer}", torch.randn(SHAPE)) for layer in range(LAYERS)]
     manifest = WeightManifest(0, put_buckets(weights, WEIGHTS // 4), Probe([], []))
-    pulled = ray.get([puller.pull.remote(manifest) for puller in pullers], timeout=60)
+    pulled = ray.get([puller.pull.remote(manifest) for puller in pullers], timeout=WAIT_S)
     assert pulled == [WEIGHTS] * GENERATORS
     assert WEIGHTS <= brought() - before < 1.1 * WEIGHTS

@@ -59,7 +59,7 @@ def refused(needed: list[Need]) -> str:
 )
 def test_what_fits_is_reserved_and_given_back(nodes: Cluster, need: Need) -> None:
     room.check_room([need], 0, pytest.fail)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 from conftest import run_config
+from run_process import WAIT_S
 
 from actors.weight_updates import WeightUpdates
 from iris_ray.errors import UpdateError
@@ -75,13 +76,13 @@ def fetch(reference: ray.ObjectRef, timeout_s: float) -> None:
 def test_weights_of_a_learner_that_died_are_lost_and_nobody_waits(cluster: None) -> None:
     learner = Learner.remote()  # type: ignore[attr-defined]
     (reference,) = ray.get(learner.put.remote())
-    fetch(reference, timeout_s=30)
+    fetch(reference, timeout_s=WAIT_S)
     (unread,) = ray.get(learner.put.remote())
     ray.kill(learner)
 
     def fetch_until_ray_knows() -> None:
         for _ in range(100):
-            fetch(unread, timeout_s=60)
+            fetch(unread, timeout_s=WAIT_S)
             time.sleep(0.2)
 
     with pytest.raises(WeightsLost, match="generator-5 could not get weights version 3"):
