@@ -3,7 +3,8 @@
 # and `make bench`, which measures the learner beside TRL's.
 
 PYTHON ?= python3
-EXTRA ?= cpu
+# cpu or gpu: what is installed, else cpu
+EXTRA ?= $(if $(wildcard .venv/.installed-gpu),gpu,cpu)
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)
 NAME ?= demo

@@ -11,10 +11,12 @@ import ray
 import ray.train
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
+from safetensors import SafetensorError
 
 from actors.stored_pairs import fetch_in_turn
 from iris_ray.checkpoints import BEGINNING, CheckpointStorage, read_state, write_state
 from iris_ray.chunks import pack
+from iris_ray.errors import CheckpointError
 from iris_ray.game import Round
 from iris_ray.learner.learner_state import RoundProgress, load_learner, save_learner
 from iris_ray.refresh import newest_version
@@ -35,19 +37,22 @@ class Checkpoints:
         self.rank = rank
         self.resume_from = resume_from
         owner = f"{RunFolder(rank.config.folder).path} {rank.rank}"
-        self.newest = ""
+        self.newest: str | None = None
         self.on_its_way: Path | None = None  # to storage; Ray Train deletes it once it is there
         self.prefix = f"iris-ray-checkpoint-{zlib.crc32(owner.encode()):08x}-"
         # A rank that was killed while it wrote one leaves it behind.
         for left in Path(tempfile.gettempdir()).glob(f"{self.prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def save(self, progress: RoundProgress, next_version: int | None = None) -> None:
+    def save(
+        self, progress: RoundProgress, next_version: int | None = None, *, ordered: bool = False
+    ) -> None:
         """Write everything that decides the future, in the middle of a round or at its end.
 
         `next_version` is the one to be published next once the round is over. Returns when the checkpoint
         lies on this node; the way into storage goes on beside training, and the next one waits for its end.
         Else they would pile up where storage, or Ray Train's taking note of them, is slower than training.
+        One that is `ordered` lies in storage when this returns: who gave the order may rely on it.
         """
         between = next_version is not None
         version = next_version
@@ -57,15 +62,28 @@ class Checkpoints:
         if name != self.newest:  # not ordered twice, or where one was due
             with self.rank.learner.stopwatch("checkpoint"):
                 self._save(name, version, progress, between)
+        if ordered:
+            with self.rank.learner.stopwatch("checkpoint"):
+                self._stored()
+
+    def _stored(self) -> None:
+        """Wait until the newest checkpoint is in storage."""
+        if folder := self.on_its_way:
+            what = f"{self.newest} to reach the storage of checkpoints"
+            self.rank.wait_until(lambda: not folder.exists(), what)
 
     def _save(self, name: str, version: int, progress: RoundProgress, between: bool) -> None:
+        self._stored()
         iteration = progress.round.iteration
-        if before := self.on_its_way:
-            what = f"{self.newest} to reach the storage of checkpoints"
-            self.rank.wait_until(lambda: not before.exists(), what)
         folder = Path(tempfile.mkdtemp(prefix=self.prefix))
-        plain = save_learner(self.rank.learner, None if between else progress, folder)
-        actors = self._save_actors(folder) if self.rank.rank == 0 else {}
+        try:
+            plain = save_learner(self.rank.learner, None if between else progress, folder)
+            actors = self._save_actors(folder) if self.rank.rank == 0 else {}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}: a checkpoint cannot be written there: {error}. Make room, or have TMPDIR name "
+                "another folder."
+            ) from error
         files: list[Any] = [None] * self.rank.ranks
         dist.all_gather_object(files, [(path.name, path.stat().st_size) for path in folder.iterdir()])
         where = {"iteration": iteration, "step": 0 if between else progress.step}
@@ -82,8 +100,11 @@ class Checkpoints:
         self.newest, self.on_its_way = name, folder
         if self.rank.rank == 0:
             # Waited for: who ordered it is told its name once the order was obeyed.
-            noted: Any = self.rank.controller.record_checkpoint.remote(name)
-            self.rank.wait(noted, "the controller to take note of a checkpoint")
+            self._noted()
+
+    def _noted(self) -> None:
+        noted: Any = self.rank.controller.record_checkpoint.remote(self.newest)
+        self.rank.wait(noted, "the controller to take note of a checkpoint")
 
     def restore(self) -> tuple[int, RoundProgress | None]:
         """Bring learner and actors to the last checkpoint, or to the beginning if there is none.
@@ -122,6 +143,7 @@ class Checkpoints:
         place = (state["iteration"], state["between"], state["step"]) if state else BEGINNING
         CheckpointStorage(rank.config).forget_later(place)
         rank.wait(rank.controller.restore.remote(state and state["controller"]), "the controller to go back")
+        self._noted()
         restored: Any = rank.buffer.restore.remote(state and state["buffer"])
         attempt = rank.wait(restored, "the sample buffer to go back")
         # Last, as it frees who waits for a version that will not come: the buffer must not ask for it again.

@@ -1,6 +1,7 @@
 """Leads the game: opens rounds, has opponents evaluated and archived, keeps the records."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class Controller:
         self.tokenizer = tokenizer
         self.game = Game(config)
         self.folder = RunFolder(config.folder)
+        self.left_over = self.folder.metrics.exists()  # by an earlier attempt
         self.records = Records(self.folder, config.alpha if has_order else None)
         holdout = load_split(self.folder.data, "holdout")
         self.held_out = HeldOut(config, self.folder, holdout, self.tokenizer)
@@ -55,6 +57,7 @@ class Controller:
         self.failure: Exception | None = None
         self.started = False  # the learner is there, and a generator
         self.learner_starts: list[dict[str, int]] = []
+        self.learner_died: float | None = None  # when, until another one is there
         self.orders: list[Order] = []
         self.ordered = asyncio.Condition()
         self.obeyed = 0
@@ -90,12 +93,16 @@ class Controller:
             future.cancel()
             await asyncio.gather(future, return_exceptions=True)
         self.opening = self.beside_training = None
-        goes_back = state is not None or self.folder.metrics.exists()  # else this is the beginning
+        goes_back = state is not None or self.left_over or self.learner_starts  # else this is the beginning
         state = state or self.beginning
         self.game.load_state_dict(state["game"])
         if goes_back:
             self.records.load_state_dict(state["records"])
         self.learner_starts.append(self.records.where())
+        self.learner_died = None
+
+    def record_learner_death(self) -> None:
+        self.learner_died = time.monotonic()
 
     async def order(self, order: Order) -> int:
         """Have the learner do something before its next step; returns the order's number, from 0."""
@@ -120,6 +127,8 @@ class Controller:
 
     async def standing_orders(self) -> tuple[int, bool]:
         """How many orders were obeyed, and whether the run is paused: where a new learner begins."""
+        if "stop" in self.orders[: self.obeyed]:  # the learner died as it stopped
+            self.obeyed = self.orders.index("stop")
         return self.obeyed, self.paused
 
     async def record_obeyed(self) -> None:
@@ -136,7 +145,7 @@ class Controller:
         """The learner stopped, as it was asked to."""
         self.stopped = True
 
-    async def record_checkpoint(self, name: str) -> None:
+    async def record_checkpoint(self, name: str | None) -> None:
         self.last_checkpoint = name
 
     def record_failure(self, error: Exception) -> None:
@@ -207,7 +216,12 @@ class Controller:
         if self.config.evaluation.tasks:
             from actors.examination import examine
 
-            scores |= await examine.remote(self.config, self.model_path, version)
+            examined = examine.remote(self.config, self.model_path, version)
+            try:
+                scores |= await examined
+            except asyncio.CancelledError:
+                ray.cancel(examined)
+                raise
         self.records.evaluated(iteration, scores)
 
     async def _archive(self, round_: Round) -> None:
@@ -236,6 +250,7 @@ class Controller:
             "failure": self.failure,
             "started": self.started,
             "learner_starts": self.learner_starts,
+            "learner_away_s": time.monotonic() - self.learner_died if self.learner_died else 0.0,
             "planned": self.config.schedule.iterations,
             "paused": self.paused,
             "stopping": "stop" in self.orders,

@@ -47,7 +47,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     """Ray wraps errors of actors, Ray Train those of its ranks, task groups those of their tasks."""
     found = [error]
     for current in found:
-        inner = [getattr(current, "cause", None), current.__cause__]
+        inner = [getattr(current, name, None) for name in ("cause", "__cause__", "_base_exc")]
         inner += getattr(current, "exceptions", ())
         inner += getattr(current, "worker_failures", {}).values()
         found += [cause for cause in inner if isinstance(cause, BaseException) and cause not in found]

@@ -102,11 +102,12 @@ class GeneratorPool:
     async def run(self) -> None:
         """Keep the generators playing; returns when the game is over, raises what a user has to mend."""
         async with asyncio.TaskGroup() as tasks:
-            if self.config.generation.autoscale:
-                tasks.create_task(self._autoscale())
+            scaling = tasks.create_task(self._autoscale()) if self.config.generation.autoscale else None
             while not self.over:
                 self._balance(tasks)
                 await asyncio.sleep(POLL_S)
+            if scaling:
+                scaling.cancel()
             for member in self.members.values():
                 if member.state == "starting":  # the others end by themselves
                     member.life.cancel()
@@ -272,13 +273,13 @@ class GeneratorPool:
     async def _autoscale(self) -> None:
         settings = self.config.generation.autoscale
         assert settings is not None
-        while not self.over:
+        while True:
             await asyncio.sleep(settings.interval_s)
             status = await self.buffer.status.remote()
-            if status["paused"]:
-                continue  # that nothing is written then is no lack of generators
+            if status["paused"] or not status["written"]:
+                continue  # that nothing is written, or nothing yet, is no lack of generators
             count = autoscaled(
-                settings, self.config.learner.batch_size, self.wanted, status["ahead"], status["unleased"]
+                settings, self.config.learner.batch_size, self.wanted, status["ahead"], status["leasable"]
             )
             # One that starts is still to have its effect, but may wait for resources for ever.
             states = {member.state for member in self.members.values()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 from ray.exceptions import RayActorError, RayTaskError
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from actors import names
@@ -73,6 +73,7 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
             worker_runtime_env={"env_vars": learner_environment(learner)},
             failure_config=FailureConfig(max_failures=learner.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            callbacks=[TellsDeaths(config.run.name)],  # type: ignore[list-item]
         ),
     )
     try:
@@ -81,6 +82,16 @@ def run_learner(config: RunConfig, model_path: str, parameters: int, resume_from
         raise LostActorError(f"the controller of Ray Train died: {first_line(error)}") from error
     # Not before: a learner that dies while it saves its model may go back to where it needs generators.
     ray.get(names.find(config.run.name, names.GENERATOR_POOL).close.remote())
+
+
+class TellsDeaths(UserCallback):
+    """Tells the run's controller when the learner died. Ray Train waits for room for another one for ever."""
+
+    def __init__(self, run: str):
+        self.run = run
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        names.find(self.run, names.CONTROLLER).record_learner_death.remote()
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -95,8 +106,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         settings["model_path"], trust_remote_code=config.model.trust_remote_code
     )
-    rank = LearnerRank(config, SelfPlayLearner(model, config, get_device()))
     try:
+        rank = LearnerRank(config, SelfPlayLearner(model, config, get_device()))
         play_game(rank, Checkpoints(rank, settings["resume_from"]))
     except RunStopped:
         rank.wait(rank.controller.record_stop.remote(), "the controller to take note of the stop")
@@ -104,7 +115,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     except (IrisRayError, RayTaskError) as error:
         # Ray Train would start the learner again, which mends nothing that a user has to mend, nor what went
         # wrong in another actor.
-        rank.wait(rank.controller.record_failure.remote(error), "the controller to take note of an error")
+        noted: Any = names.find(config.run.name, names.CONTROLLER).record_failure.remote(error)
+        ray.get(noted, timeout=config.run.wait_timeout_s)
         raise
     rank.learner.save(str(RunFolder(config.folder).final))
 

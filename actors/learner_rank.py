@@ -92,10 +92,11 @@ class LearnerRank:
         self.weights.policy_moves(keeps_opponent=self.refresh_every is None)
         return progress
 
-    def play(self, progress: "RoundProgress", checkpoint: Callable[[], None]) -> None:
+    def play(self, progress: "RoundProgress", checkpoint: Callable[..., None]) -> None:
         """Train the rest of a round, on the opponent's first pairs while it writes the others.
 
-        Calls `checkpoint` every `checkpoint.every_steps` steps, and when it is ordered. Raises `RunStopped`.
+        Calls `checkpoint` every `checkpoint.every_steps` steps, and as `ordered=True` when it is. Raises
+        `RunStopped`.
         """
         learner, steps = self.learner, progress.steps
         share: ray.ObjectRef = self.buffer.share.remote(progress.step, self.rank, self.ranks)
@@ -135,7 +136,7 @@ class LearnerRank:
         with learner.stopwatch("between"):
             self.ask(lambda: self.controller.round_ended.remote(end), what)
 
-    def _next_batch(self, share: ray.ObjectRef, what: str, checkpoint: Callable[[], None]) -> Share:
+    def _next_batch(self, share: ray.ObjectRef, what: str, checkpoint: Callable[..., None]) -> Share:
         """The batch, once it is there; what a person orders comes first. Raises `RunStopped`."""
         if not ray.wait([share], timeout=0)[0]:
             self.published()  # who has to wait anyway sees at once if that failed
@@ -145,7 +146,7 @@ class LearnerRank:
                 continue
             self._recorded()
             if event in ("checkpoint", "stop"):
-                checkpoint()
+                checkpoint(ordered=True)
             else:
                 self.paused = event == "pause"
             self.events.obeyed()

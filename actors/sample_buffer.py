@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -104,6 +105,7 @@ class SampleBuffer:
             if self.current and self.current.round.iteration == goes_back_to:
                 self.restored_pairs = self.current.by_position()
             self.current = None
+            self.pairs.notify_all()
             return self.attempt
 
     async def restore_pairs(self, keys: list[int], chunk: Chunk, initial: bool) -> None:
@@ -174,7 +176,7 @@ class SampleBuffer:
         """What `rank` trains on in `step`; waits until the whole batch is written."""
         async with self.pairs:
             buffer = self._round()
-            await self.pairs.wait_for(lambda: buffer.is_ready(step))
+            await self._wait_for(buffer, lambda: buffer.is_ready(step))
             self.parcel.seal()
             return buffer.share(step, rank, ranks)
 
@@ -192,7 +194,7 @@ class SampleBuffer:
         """Wait until every pair of the round is written and return where they lie."""
         async with self.pairs:
             buffer = self._round()
-            await self.pairs.wait_for(lambda: buffer.ledger.written == buffer.ledger.size)
+            await self._wait_for(buffer, lambda: buffer.ledger.written == buffer.ledger.size)
             self.parcel.seal()
             return buffer.stored()
 
@@ -226,18 +228,26 @@ class SampleBuffer:
         return [(row.prompt_tokens + row.response_tokens)[: self.config.max_length - 1] for row in rows]
 
     async def status(self) -> dict:
-        """Of the open round: `ahead` counts written pairs that the learner has not come to yet."""
+        """Of the open round: `ahead` counts written pairs that the learner has not come to yet, `leasable`
+        how many of the unleased would be neither too stale nor too far ahead."""
         ledger = self.current.ledger if self.current else None
         return {
             "paused": self.paused,
             "ahead": self.current.ahead if self.current else 0,
             "unleased": ledger.waiting if ledger else 0,
+            "leasable": self.current.leasable if self.current else 0,
             "written_in_all": self.written_in_all,
             "pairs": ledger.size if ledger else 0,
             "written": ledger.written if ledger else 0,
             "leased": ledger.leased if ledger else 0,
             "ledger": asdict(self.books),
         }
+
+    async def _wait_for(self, buffer: RoundBuffer, condition: Callable[[], bool]) -> None:
+        """Raises `RuntimeError` if the run went back meanwhile: nobody waits for that round any more."""
+        await self.pairs.wait_for(lambda: condition() or self.current is not buffer)
+        if self.current is not buffer:
+            raise RuntimeError("the run went back to a checkpoint")
 
     def _round(self) -> RoundBuffer:
         if self.current is None:

@@ -86,7 +86,7 @@ class Service:
         """
         try:
             self._watch(view, interrupted)
-            if self.status()["stopped"]:
+            if self.status(STATUS_TIMEOUT_S)["stopped"]:
                 raise RunStopped
         except ray.exceptions.RayError as error:
             self._check_parts(error)
@@ -116,7 +116,7 @@ class Service:
             done, running = ray.wait(running, timeout=POLL_S)
             if interrupted.is_set():
                 raise KeyboardInterrupt
-            status = self.status()
+            status = self.status(STATUS_TIMEOUT_S, interrupted)
             if status["failure"]:
                 raise status["failure"]
             self.metrics.update(status)
@@ -125,6 +125,12 @@ class Service:
             started = status["started"] or status["iteration"]  # or one was gone back to
             if not started and time.monotonic() - self.began > self.config.run.start_timeout_s:
                 raise ResourceError(self._late(status))
+            if status["learner_away_s"] > self.config.run.start_timeout_s:
+                raise ResourceError(
+                    "the learner died, and no other was there within run.start_timeout_s="
+                    f"{self.config.run.start_timeout_s:g} s. Its room may be gone with a node, or taken: see "
+                    "the Ray dashboard. Resume the run where it has room, or raise the limit."
+                )
 
     def _late(self, status: dict[str, Any]) -> str:
         states = ", ".join(
@@ -136,16 +142,16 @@ class Service:
             f"({states}). Look at the Ray dashboard for actors that wait for resources, or raise the limit."
         )
 
-    def status(self) -> dict[str, Any]:
-        """How the run stands."""
-        return run_status(self.config.run.name, STATUS_TIMEOUT_S)
+    def status(self, timeout: float, interrupted: threading.Event | None = None) -> dict[str, Any]:
+        """How the run stands; as `run_status`."""
+        return run_status(self.config.run.name, timeout, interrupted)
 
     def summary(self) -> dict[str, Any]:
         """The part of summary.json that only the actors know; empty if they are gone."""
         try:
             asked: Any = self.controller.summary.remote()
             controller = ray.get(asked, timeout=STOP_TIMEOUT_S)
-            status = self.status()
+            status = self.status(STOP_TIMEOUT_S)
         except ray.exceptions.RayError:
             return {}
         pairs_per_s, written = controller.pop("pairs_per_s"), status["in_all"]

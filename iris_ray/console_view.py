@@ -126,6 +126,8 @@ class ConsoleView(View):
         note = ""
         if status["step"]:
             note = "skipped: not finite" if step["skipped"] else f"loss {step['loss']:.4f}"
+        if status["learner_away_s"]:
+            note = "the learner died, another one starts"
         self._show(
             Bar("generation", buffer["written"], buffer["pairs"], "pairs", f"{buffer['leased']} under way"),
             Bar("training", status["step"], status["steps"], "steps", note),

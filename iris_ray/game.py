@@ -39,7 +39,7 @@ class Game:
 
     def next_round(self, version: int) -> Round | None:
         """The round against the opponent `version`, or `None` when the game is over."""
-        if len(self.gaps) == self.config.schedule.iterations:
+        if len(self.gaps) >= self.config.schedule.iterations:  # fewer than before a resume, maybe
             return None
         if self.end is not None and self.estimator.at == "end":
             self.gaps.append(self._gap(self.end))

@@ -1,5 +1,6 @@
 """The ledger of an opponent's round: every prompt counted exactly once, whatever dies."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class Ledger:
             positions.append(self._waiting.popleft())
         self._holder.update(dict.fromkeys(positions, holder))
         return positions
+
+    def leasable(self, below: int) -> int:
+        """How many positions `lease` could give."""
+        return bisect_left(self._waiting, below)
 
     def give_back(self, holder: str) -> list[int]:
         """Put what `holder` still leases back at the front, in order; returns the positions."""

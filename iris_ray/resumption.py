@@ -4,14 +4,14 @@ from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError
 from iris_ray.run_folder import RunFolder
 
-# What the work done so far rests on: with another value the rest would be another run.
+# Settings, or whole sections, that the work done so far rests on: with others the rest would be another run.
 FIXED = (
     "run.seed",
     "run.plugins",
-    "model.",
-    "data.",
-    "objective.",
-    "alpha.",
+    "model",
+    "data",
+    "objective",
+    "alpha",
     "schedule.epochs",
     "schedule.prompts_per_iteration",
     "schedule.refresh",
@@ -30,7 +30,7 @@ FIXED = (
 
 
 def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
-    """The run's configuration with `overrides`, kept in its folder.
+    """The run's configuration with `overrides`.
 
     Raises `ConfigError` for settings that the work done so far rests on.
     """
@@ -38,7 +38,7 @@ def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
     after = folder.read_config(overrides)
     old, new = before.settings(), after.settings()
     for field in sorted(old.keys() | new.keys()):
-        if old.get(field) != new.get(field) and field.startswith(FIXED):
+        if old.get(field) != new.get(field) and any(f"{field}.".startswith(f"{fixed}.") for fixed in FIXED):
             raise ConfigError(
                 f"{field}: {new.get(field)!r} does not fit: the run was played with {old.get(field)!r}. "
                 "Leave it as it was, or start a new run from model.path=<a checkpoint that was exported>."
@@ -50,5 +50,4 @@ def resumed_config(folder: RunFolder, overrides: list[str]) -> RunConfig:
             f"{planned}. Leave it as it was, or start a new run from model.path=<a checkpoint that was "
             "exported>."
         )
-    folder.config.write_text(after.to_yaml())
     return after

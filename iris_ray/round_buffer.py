@@ -99,12 +99,22 @@ class RoundBuffer:
 
         None when the learner is too far behind: to be worth their place, they must not grow too stale.
         """
+        return self.ledger.lease(holder, count, self._below)
+
+    @property
+    def leasable(self) -> int:
+        """How many positions may be leased now."""
+        return self.ledger.leasable(self._below)
+
+    @property
+    def _below(self) -> int:
+        """The first position that nobody may lease yet."""
         below = self.trained_steps * self.batch_size + self.max_ahead
         if self.refresh_every:
             # When a position is trained on is known beforehand, and with it how stale it will be by then.
             refreshes = self.trained_steps // self.refresh_every + self.max_staleness + 1
             below = min(below, refreshes * self.refresh_every * self.batch_size)
-        return self.ledger.lease(holder, count, below)
+        return below
 
     @property
     def version(self) -> int:

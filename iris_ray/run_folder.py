@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from iris_ray.config import RunConfig
 from iris_ray.errors import RunFolderError
 from iris_ray.weights.manifest import Probe
@@ -47,7 +49,7 @@ class RunFolder:
             folder.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"run.folder={config.run.folder}: cannot be written to: {error}") from error
-        folder.config.write_text(config.with_absolute_paths().to_yaml())
+        folder.write_config(config.with_absolute_paths())
         return folder
 
     @classmethod
@@ -97,6 +99,25 @@ class RunFolder:
             place = {"run.folder": str(self.path.parent), "run.name": self.path.name}
         where = [f"{field}={json.dumps(value, ensure_ascii=False)}" for field, value in place.items()]
         return RunConfig.from_yaml(self.config, [*overrides, *where])
+
+    def write_config(self, config: RunConfig) -> None:
+        _write(self.config, config.to_yaml())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises `RunFolderError` if another process, of any machine, plays the run while the block runs."""
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunFolderError(
+                f"{self.path}: this run is being played, by another process. See it with iris-ray status "
+                f"{self.path}, or stop it with iris-ray stop {self.path} before it is resumed."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def discarded_on_error(self) -> Iterator[None]:
@@ -190,10 +211,14 @@ class RunFolder:
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        # In one go: whether a run may be resumed is read from it.
-        written = self.summary.with_suffix(".json.part")
-        written.write_text(json.dumps(summary, indent=2) + "\n")
-        written.replace(self.summary)
+        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """In one go: whether a run may be resumed, and how, is read from there."""
+    written = path.with_name(f"{path.name}.part")
+    written.write_text(text)
+    written.replace(path)
 
 
 def _beginning(event: str) -> str:

@@ -42,7 +42,8 @@ class SelfPlay:
         """The run in `folder`, to be gone on with from its last checkpoint.
 
         `overrides` change settings (`section.key=value`), such as the number of learner ranks. Raises
-        `RunFolderError` if there is no run or it is finished, `ConfigError` for settings that cannot change.
+        `RunFolderError` if there is no run or it is finished, `ConfigError` for settings that cannot change;
+        `run` raises `RunFolderError` if the run is still being played.
         """
         play = cls(resumed_config(RunFolder.open(Path(folder)), overrides or []), view)
         play.resumes = True
@@ -59,12 +60,15 @@ class SelfPlay:
         with ExitStack() as begun:
             if self.resumes:
                 folder = RunFolder.open(self.config.folder)
+                begun.enter_context(folder.alone())
+                folder.write_config(self.config)
                 prepared = reopen(self.config, folder)
                 cluster = self._begin(begun, folder, prepared)
             else:
                 check_free(self.config)
                 folder = RunFolder.create(self.config)
                 with folder.discarded_on_error():  # nothing has run yet, so the name stays free
+                    begun.enter_context(folder.alone())
                     prepared = prepare(self.config, folder)
                     cluster = self._begin(begun, folder, prepared)
             checkpoint = self._checkpoint()
@@ -105,6 +109,8 @@ class SelfPlay:
                         service.play(self.view, interrupted)
                         break
                     except LostActorError as error:
+                        if interrupted.is_set():
+                            raise KeyboardInterrupt from error
                         if not failures_left:
                             raise
                         service.stop()

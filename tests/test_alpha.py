@@ -125,6 +125,9 @@ def test_the_game_hands_out_its_rounds_and_ends():
     ]
     assert game.next_round(3) is None
     assert game.next_round(3) is None
+    shortened = Game(config_of(iterations=2, gap="margin", c=0.5))
+    shortened.load_state_dict(game.state_dict())
+    assert shortened.next_round(3) is None
 
 
 def test_a_round_says_its_opponents_version_whatever_its_iteration():

@@ -235,6 +235,14 @@ def test_a_run_that_is_finished(resume: Resume, run: RunFolder) -> None:
     assert f"model.path={run.path}/final" in printed
 
 
+def test_a_run_that_is_being_played_is_left_alone(resume: Resume, run: RunFolder) -> None:
+    before = run.config.read_text()
+    with RunFolder(run.path).alone():
+        printed = resume("--resume", str(run.path), "--set", "learner.workers=2")
+    assert f"this run is being played, by another process. See it with iris-ray status {run.path}" in printed
+    assert run.config.read_text() == before
+
+
 def test_a_run_that_ended_before_its_data_were_there(resume: Resume, run: RunFolder) -> None:
     assert "ended before its data were prepared" in resume("--resume", str(run.path))
 
@@ -265,11 +273,12 @@ def test_settings_that_the_work_so_far_rests_on_stay(resume: Resume, run: RunFol
 
 
 def test_settings_that_may_change_are_kept(resume: Resume, run: RunFolder) -> None:
-    settings = ["learner.workers=2", "learner.zero_stage=3", "schedule.iterations=9"]
+    settings = ["learner.workers=2", "learner.zero_stage=3", "schedule.iterations=9", "generation.num_cpus=2"]
     overrides = [part for setting in settings for part in ("--set", setting)]
     resume("--resume", str(run.path), *overrides)  # there are no data
     after = RunConfig.from_yaml(run.config)
     assert (after.learner.workers, after.learner.zero_stage, after.schedule.iterations) == (2, 3, 9)
+    assert after.generation.num_cpus == 2
 
 
 @pytest.mark.parametrize(("schedule", "stays"), [("geometric", True), ("gap_feedback", False)])

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from iris_ray.config import Data, RunConfig
+from iris_ray.data import sources
 from iris_ray.data.copies import copied
 from iris_ray.data.prepare import load_prepared, prepare_data
 from iris_ray.data.report import Dropped
@@ -246,6 +247,20 @@ def test_unreachable_hub_fails_soon(monkeypatch):
         read_rows(Data(path="nobody/nothing"))
 
 
+def test_hub_data_set_of_several_configurations(tmp_path, monkeypatch):
+    several = [{"config_name": name, "data_files": f"{name}.jsonl"} for name in ("main", "socratic")]
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps({'configs': several})}\n---\n")
+    for name in ("main", "socratic"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"prompt": "1+1?", "response": name}])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    # As the hub's own: `datasets` takes a folder laid out like one.
+    assert len(sources._open_hub(str(tmp_path), "socratic")["train"]) == 1
+    with pytest.raises(DataError, match=r"data\.config: .* has several\. Set one of: main, socratic\."):
+        sources._open_hub(str(tmp_path), None)
+    with pytest.raises(DataError, match=r"'other' not found\. Available: \['main', 'socratic'\]"):
+        sources._open_hub(str(tmp_path), "other")
+
+
 # --- rows ----------------------------------------------------------------------------------------------
 
 
@@ -455,6 +470,14 @@ def test_template_that_rewrites_the_prompt(tokenizer):
     tokenizer.chat_template = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>")
     with pytest.raises(ModelError, match=r"ends with '.*<think>'.*data.chat_template=false"):
         Encoder(tokenizer, Data(path="x"))(CHAT)
+
+
+def test_template_that_rewrites_the_prompt_of_some_rows(tokenizer):
+    tokenizer.chat_template = "{% if '<think>' in messages[-1].content %}Think. {% endif %}" + CHATML
+    encoder = Encoder(tokenizer, Data(path="x"))
+    encoder(CHAT)
+    with pytest.raises(BadRow, match="the chat template writes another prompt for it alone than with its"):
+        encoder([*CHAT[:-1], {"role": "assistant", "content": "<think>1 + 1</think>It is 2."}])
 
 
 def test_template_that_refuses_a_row(tokenizer):

@@ -119,6 +119,20 @@ def test_bad_rows_are_counted_and_bad_files_refused(begun: Begun) -> None:
     assert begun.inbox.take_in(2) is None  # a file is looked at once
 
 
+def test_nobody_waits_for_a_round_that_the_run_went_back_from(begun: Begun) -> None:
+    async def play() -> None:
+        buffer = SampleBuffer.__ray_metadata__.modified_class(begun.config)
+        await buffer.open_round(Round(1, 0, 1.0, 0.0, ""))
+        waiting = [asyncio.ensure_future(wait) for wait in (buffer.share(0, 0, 1), buffer.all_written())]
+        await asyncio.sleep(0)
+        await buffer.restore(None)
+        for each in waiting:
+            with pytest.raises(RuntimeError, match="the run went back to a checkpoint"):
+                await asyncio.wait_for(each, 1)
+
+    asyncio.run(play())
+
+
 def test_the_buffer_goes_back_to_the_round_that_it_had(begun: Begun) -> None:
     """In the middle of a round; meanwhile more has come, and a later round was opened."""
     begun.put("a.jsonl", *[pair(f"{i} 1") for i in range(3)])

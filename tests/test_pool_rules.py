@@ -2,8 +2,10 @@
 
 import pytest
 from conftest import run_config
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from actors.failures import generator_failure, is_parity_error
+from actors.failures import generator_failure, is_parity_error, user_error
 from iris_ray.config import Autoscale
 from iris_ray.errors import ConfigError, EngineError, ParityError, ResourceError, UpdateError
 from iris_ray.generation.restarts import LONGEST_PAUSE_S, Restarts
@@ -13,7 +15,7 @@ MARKS = Autoscale(minimum=1, maximum=4, low=2, high=8)
 
 
 @pytest.mark.parametrize(
-    ("count", "ahead", "unleased", "wanted"),
+    ("count", "ahead", "leasable", "wanted"),
     [
         (1, 0, 100, 2),  # the learner is about to wait
         (1, 0, 0, 1),  # and nothing is left to write
@@ -25,8 +27,8 @@ MARKS = Autoscale(minimum=1, maximum=4, low=2, high=8)
         (7, 200, 100, 4),  # scaled by hand beyond the bounds
     ],
 )
-def test_the_buffer_is_kept_between_two_marks(count: int, ahead: int, unleased: int, wanted: int) -> None:
-    assert autoscaled(MARKS, 64, count, ahead, unleased) == wanted
+def test_the_buffer_is_kept_between_two_marks(count: int, ahead: int, leasable: int, wanted: int) -> None:
+    assert autoscaled(MARKS, 64, count, ahead, leasable) == wanted
 
 
 def test_pauses_between_restarts_grow_while_nothing_is_written() -> None:
@@ -86,6 +88,23 @@ def test_what_an_engine_cannot_do_is_refused(generation: dict, message: str) -> 
     with pytest.raises(ConfigError) as refused:
         run_config(generation=generation)
     assert message in str(refused.value)
+
+
+def test_a_mark_that_staleness_keeps_the_buffer_below_is_refused() -> None:
+    def online(high: float) -> None:
+        autoscale = {"maximum": 2, "low": 1, "high": high}
+        schedule = {"refresh": 4, "max_staleness": 1, "epochs": 1}
+        run_config(generation={"autoscale": autoscale}, schedule=schedule, learner={"reference": "generator"})
+
+    online(high=7)
+    with pytest.raises(ConfigError, match=r"autoscale\.high \(8 batches\) must be below 8"):
+        online(high=8)
+
+
+def test_a_user_s_error_is_found_in_what_ray_train_makes_of_it() -> None:
+    error = ConfigError("a bad setting")
+    raised = WorkerGroupError("1 rank failed", {0: UserExceptionWithTraceback(error, "its traceback")})
+    assert user_error(raised) is error
 
 
 def test_a_gpu_can_be_shared_where_vllm_is_told_so() -> None:

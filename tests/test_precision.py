@@ -88,6 +88,18 @@ def test_a_learner_takes_the_same_steps(monkeypatch, settings):
     assert gradient_norms(False, **settings) == pytest.approx(gradient_norms(True), rel=0.02)
 
 
+@pytest.mark.usefixtures("no_bfloat16", "one_rank")
+def test_an_adapter_s_layers_too():
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+    model = {"path": "a", "dtype": "bfloat16", "lora": {"rank": 2}}
+    config = run_config(model=model, learner={"compile": False})
+    learner = SelfPlayLearner(tiny_model(), config, torch.device("cpu"))
+    linear = [module for module in learner.players.scorer.modules() if isinstance(module, nn.Linear)]
+    assert any(module.weight.shape[0] == 2 for module in linear)
+    assert all(isinstance(module, WideLinear) for module in linear)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("remove_weight", [True, False])
 def test_an_engine_rounds_once_too(monkeypatch, bias, remove_weight):

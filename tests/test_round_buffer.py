@@ -187,9 +187,12 @@ def test_a_checkpoint_whose_pairs_are_missing_is_refused():
 
 def test_a_slow_learner_slows_the_generators():
     buffer = round_buffer(10, batch_size=2, max_ahead=5)
+    assert buffer.leasable == 5
     assert buffer.lease("a", 10) == [0, 1, 2, 3, 4]
+    assert buffer.leasable == 0
     assert buffer.lease("b", 10) == []
     buffer.commit(0)
+    assert buffer.leasable == 2
     assert buffer.lease("b", 10) == [5, 6]
 
 

@@ -29,6 +29,8 @@ class Data(Section):
     path: str | None = None
     """A JSONL, JSON, CSV or Parquet file or a folder saved by `datasets`, here or at a URI such as
     `s3://bucket/pairs.jsonl`; or the name of a hub data set."""
+    config: str | None = None
+    """Configuration of a hub data set that has several, such as `main` of `openai/gsm8k`."""
     split: str = "train"
     """Split to read where the source has several."""
     sort_digits: SortDigits | None = None

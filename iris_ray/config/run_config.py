@@ -83,6 +83,13 @@ class RunConfig(Section):
                 f"generation.autoscale.high ({autoscale.high:g} batches of {batch}) must be below "
                 f"generation.max_ahead ({ahead} pairs), or there is never one generator too many"
             )
+        if autoscale and self.schedule.refresh != "iteration":
+            batches = self.schedule.refresh * (self.schedule.max_staleness + 1)
+            if autoscale.high >= batches:
+                raise ValueError(
+                    f"generation.autoscale.high ({autoscale.high:g} batches) must be below {batches}, which "
+                    "is schedule.refresh times schedule.max_staleness + 1: no more are ever written ahead"
+                )
         if self.model.lora and self.generation.num_gpus and self.model.dtype == "float32":
             raise ValueError(
                 "model.lora with generation.num_gpus needs model.dtype=bfloat16: vLLM's adapters know no "

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    get_dataset_config_names,
+    load_dataset,
+    load_from_disk,
+)
 from huggingface_hub import HfApi, constants
 
 from iris_ray.config import Data
@@ -44,7 +52,7 @@ def open_dataset(data: Data) -> Dataset:
     elif not is_hub_name(data.path):
         raise DataError(f"data.path: {path} does not exist. Check the path; it starts at {Path.cwd()}.")
     else:
-        found = _open_hub(data.path)
+        found = _open_hub(data.path, data.config)
 
     if isinstance(found, DatasetDict):
         if data.split not in found:
@@ -114,7 +122,7 @@ _FILES = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parq
 SUFFIXES = tuple(_FILES)
 
 
-def _open_hub(name: str) -> DatasetDict:
+def _open_hub(name: str, config: str | None) -> DatasetDict:
     if not constants.HF_HUB_OFFLINE:
         # `load_dataset` alone would go on trying an unreachable hub for a long time.
         try:
@@ -125,13 +133,25 @@ def _open_hub(name: str) -> DatasetDict:
                 f"{_reason(error)}. Check the path, or the name and the network. HF_HUB_OFFLINE=1 in the "
                 "environment reads what was downloaded before."
             ) from error
-    return _read(name, lambda: load_dataset(name), "Does the hub's own page show its rows?")
+
+    def load() -> DatasetDict:
+        try:
+            return load_dataset(name, config)
+        except ValueError as error:
+            if not first_line(error).startswith("Config name is missing"):
+                raise
+            several = ", ".join(get_dataset_config_names(name))
+            raise DataError(f"data.config: {name} has several. Set one of: {several}.") from error
+
+    return _read(name, load, "Does the hub's own page show its rows?")
 
 
 def _read(origin: str | Path, load: Callable[[], Any], hint: str) -> Any:
     # The readers behind `datasets` raise whatever the library of their format raises.
     try:
         return load()
+    except DataError:
+        raise
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise _empty(origin) from error

@@ -38,9 +38,9 @@ class Encoder:
     response would share a token, and without a template, they are tokenised apart. An annotated response
     ends where a written one would: at the first end token or text of `stop` (`generation.stop`).
 
-    Raises `ModelError` if the tokenizer has no end token, or no chat template where `data.chat_template` asks
-    for it, and `ConfigError` for options that the template does not know, and for a `stop` that the tokenizer
-    does not have or that lacks the template's end.
+    Raises `ModelError` if the tokenizer has no end token, or, where `data.chat_template` asks for one, no
+    chat template or one that writes a prompt in two ways. `ConfigError` for options that the template does
+    not know, and for a `stop` that the tokenizer does not have or that lacks the template's end.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", data: Data, stop: Sequence[str] = ()) -> None:
@@ -63,7 +63,7 @@ class Encoder:
                 )
         self._ends = {tokenizer.eos_token_id, *single_tokens(stop, tokenizer)}
         if data.chat_template:
-            self._check_end()
+            self._check_template()
 
     def __call__(self, messages: list[Message]) -> Encoded:
         """Encode one row. Raises `BadRow` if it does not fit the limits or the template."""
@@ -92,32 +92,39 @@ class Encoder:
         return prompt_tokens, encode(response, add_special_tokens=False)
 
     def _render(self, messages: list[Message]) -> tuple[str, str]:
-        try:
-            apply: Any = self._tokenizer.apply_chat_template
-            template = partial(apply, **self._data.chat_template_options, tokenize=False)
-            prompt = str(template(messages[:-1], add_generation_prompt=True))
-            full = str(template(messages))
-        except TemplateError as error:
-            raise BadRow(f"the chat template refuses it: {error}") from error
+        prompt, full = self._texts(messages)
         if not full.startswith(prompt):
-            raise ModelError(
-                f"data.chat_template=true: the chat template writes one beginning for the prompt alone and "
-                f"another for prompt and response. The prompt alone ends with {prompt[-40:]!r}. Set "
-                "data.chat_template=false, or choose a model with another template."
-            )
+            raise BadRow("the chat template writes another prompt for it alone than with its response")
         response = full[len(prompt) :]
         if messages[-1]["content"].strip() not in response:
             raise BadRow("the chat template changes the response, or leaves out a part of it")
         return prompt, response
 
-    def _check_end(self) -> None:
-        """Raise `ConfigError` if the template ends a turn with a special token that ends no response.
+    def _texts(self, messages: list[Message]) -> tuple[str, str]:
+        """Of the prompt alone, and of prompt and response."""
+        try:
+            apply: Any = self._tokenizer.apply_chat_template
+            template = partial(apply, **self._data.chat_template_options, tokenize=False)
+            return str(template(messages[:-1], add_generation_prompt=True)), str(template(messages))
+        except TemplateError as error:
+            raise BadRow(f"the chat template refuses it: {error}") from error
 
-        Written responses would go on behind it: the learner could tell the two kinds apart by that.
+    def _check_template(self) -> None:
+        """Raise `ModelError` if the template writes any prompt in two ways.
+
+        `ConfigError` if it ends a turn with a special token that ends no response: written ones would go on
+        behind it, and the learner could tell the two kinds apart by that.
         """
         said = "Fine."
         with suppress(BadRow):  # a template that refuses this may take the rows
             turns = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": said}]
+            prompt, full = self._texts(turns)
+            if not full.startswith(prompt):
+                raise ModelError(
+                    "data.chat_template=true: the chat template writes one beginning for the prompt alone "
+                    f"and another for prompt and response. The prompt alone ends with {prompt[-40:]!r}. Set "
+                    "data.chat_template=false, or choose a model with another template."
+                )
             behind = self._render(turns)[1].rpartition(said)[2]
             added = self._tokenizer.added_tokens_decoder
             tokens = self._tokenizer.encode(behind, add_special_tokens=False)

@@ -18,6 +18,7 @@ from iris_ray.kept_buffers import kept_buffers
 from iris_ray.learner.sequence_scorer import SequenceScorer
 from iris_ray.learner.token_batch import TokenBatch
 from iris_ray.lora import Gather, adapter_tensors, add_adapter, merged_weights
+from iris_ray.precision import widen_products
 
 NamedParameters = Iterator[tuple[str, nn.Parameter]]
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
@@ -85,6 +86,7 @@ class AdapterPolicy(Players):
     def __init__(self, model: PreTrainedModel, config: RunConfig):
         assert config.model.lora is not None
         self.adapted = add_adapter(model, config.model.lora, config.run.seed)
+        widen_products(model)  # the adapter's own layers
         super().__init__(model, config)
 
     def policy_weights(self) -> NamedParameters:

@@ -202,10 +202,10 @@ class Simulation:
         while True:
             yield self.env.timeout(settings.interval_s)
             current = self.buffer.current
-            if current is None or self.starting:
+            if current is None or not current.ledger.written or self.starting:
                 continue
             batch, ahead = self.config.learner.batch_size, current.ahead
-            count = autoscaled(settings, batch, self.wanted, ahead, current.ledger.waiting)
+            count = autoscaled(settings, batch, self.wanted, ahead, current.leasable)
             if count > self.wanted:
                 self.env.process(self._start(0.0))
             elif count < self.wanted:
