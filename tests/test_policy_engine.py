@@ -15,6 +15,8 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -28,6 +30,7 @@ from iris_ray.errors import ConfigError, EngineError, ParityError
 from iris_ray.generation.stop_tokens import single_tokens
 from iris_ray.scratch.tokenizer import START, train_tokenizer
 from iris_ray.weights.buckets import pack_buckets, unpack_tensors
+from iris_ray.weights.checkpoint_names import CheckpointNames
 from iris_ray.weights.manifest import Probe
 from iris_ray.weights.parity import check_parity
 
@@ -85,6 +88,25 @@ def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def tiny_mixtral(seed: int) -> MixtralForCausalLM:
+    torch.manual_seed(seed)
+    config = MixtralConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=END,
+    )
+    return MixtralForCausalLM(config).eval()
+
+
 @torch.no_grad()
 def logprobs(model: PreTrainedModel) -> list[list[float]]:
     tokens = torch.tensor(SEQUENCES)
@@ -105,14 +127,15 @@ class Running:
         self.engine = PolicyEngine(config, str(folder / "model"), END)
         self.version = -1
 
-    def load(self, model: Qwen2ForCausalLM, spoil: bool = False) -> None:
+    def load(self, model: PreTrainedModel, spoil: bool = False) -> None:
         """Load a model's weights as the generator actor does, in several buckets."""
         self.version += 1
         self.run(self.engine.load_weights(self.version, self.buckets(model, spoil)))
 
-    def buckets(self, model: Qwen2ForCausalLM, spoil: bool = False) -> "list[StagedBucket]":
+    def buckets(self, model: PreTrainedModel, spoil: bool = False) -> "list[StagedBucket]":
         buckets = []
-        for index, (data, tensors) in enumerate(pack_buckets(model.named_parameters(), 100_000)):
+        weights = CheckpointNames(model, model.named_parameters()).of(model.named_parameters())
+        for index, (data, tensors) in enumerate(pack_buckets(weights, 100_000)):
             path = self.folder / str(index)
             if spoil and index == 0:
                 data[:1000] = 0
@@ -175,6 +198,14 @@ def test_every_update_lands_whole(running: Running, seed: int) -> None:
         Probe(SEQUENCES, logprobs(model)), running.logprobs(), CONFIG, "generator-0", running.version
     )
     assert difference < 2e-5
+
+
+def test_every_update_of_a_mixture_of_experts_lands_whole(tmp_path: Path) -> None:
+    with started(tmp_path, tiny_mixtral(0)) as running:
+        for seed in (1, 2):
+            model = tiny_mixtral(seed)
+            running.load(model)
+            check_parity(Probe(SEQUENCES, logprobs(model)), running.logprobs(), CONFIG, "generator-0", seed)
 
 
 def test_weights_that_did_not_land_stop_the_run(running: Running) -> None:

@@ -8,6 +8,7 @@ say.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from itertools import chain
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from iris_ray.learner.sequence_scorer import SequenceScorer
 from iris_ray.learner.token_batch import TokenBatch
 from iris_ray.lora import Gather, adapter_tensors, add_adapter, merged_weights
 from iris_ray.precision import widen_products
+from iris_ray.weights.checkpoint_names import CheckpointNames
 
 NamedParameters = Iterator[tuple[str, nn.Parameter]]
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
@@ -37,11 +39,15 @@ class Players(ABC):
 
     @abstractmethod
     def policy_weights(self) -> NamedParameters:
-        """What is trained and published, as generators call it."""
+        """What is trained and published."""
 
     @abstractmethod
     def published_buffers(self) -> NamedTensors:
         """What generators need beside the weights, and is never trained."""
+
+    @abstractmethod
+    def as_checkpoints(self, weights: NamedTensors) -> NamedTensors:
+        """What is published, as checkpoints have it."""
 
     @abstractmethod
     def model_weights(self, gather: Gather) -> NamedTensors:
@@ -67,11 +73,18 @@ class Players(ABC):
 class ModelPolicy(Players):
     """All weights are trained."""
 
+    def __init__(self, model: PreTrainedModel, config: RunConfig):
+        super().__init__(model, config)
+        self._names = CheckpointNames(model, chain(self.policy_weights(), self.published_buffers()))
+
     def policy_weights(self) -> NamedParameters:
         return self.model.named_parameters()
 
     def published_buffers(self) -> NamedTensors:
         return kept_buffers(self.model)
+
+    def as_checkpoints(self, weights: NamedTensors) -> NamedTensors:
+        return self._names.of(weights)
 
     def model_weights(self, gather: Gather) -> NamedTensors:
         yield from self.published_buffers()
@@ -94,6 +107,9 @@ class AdapterPolicy(Players):
 
     def published_buffers(self) -> NamedTensors:
         return iter(())
+
+    def as_checkpoints(self, weights: NamedTensors) -> NamedTensors:
+        return weights
 
     def model_weights(self, gather: Gather) -> NamedTensors:
         return merged_weights(self.adapted, gather)

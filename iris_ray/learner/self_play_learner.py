@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import deepspeed
 import torch
@@ -188,9 +189,12 @@ class SelfPlayLearner:
         return groups, batches
 
     def published_weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """What generators need of the policy, or of the opponent: its `weights`, and a model's buffers."""
-        yield from self.weights(opponent)
-        yield from self.players.published_buffers()
+        """What generators need of the policy, or of the opponent: its `weights`, and a model's buffers.
+
+        Under the names, and in the shapes, that vLLM loads.
+        """
+        weights = chain(self.weights(opponent), self.players.published_buffers())
+        return self.players.as_checkpoints(weights)
 
     def weights(self, opponent: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """The policy, or the opponent, whole on every rank: all weights, or those of the adapter.

@@ -1,6 +1,7 @@
 """vLLM's own way to replace weights, which every model and device has."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.platforms import current_platform
 
 from iris_ray.weights.completeness import check_whole
 
@@ -52,6 +54,7 @@ class LayerwiseReload:
 
     def _load(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
         if not self.apart:
+            self._forget_packed_experts()
             initialize_layerwise_reload(self.model)
             self.apart = True
         loaded = self.model.load_weights(tensors)  # type: ignore[operator]
@@ -62,6 +65,15 @@ class LayerwiseReload:
     def _take_kept(self) -> list[tuple[str, torch.Tensor]]:
         kept, self.kept = self.kept, []
         return kept
+
+    def _forget_packed_experts(self) -> None:
+        # On CPU experts are packed as their kernel is made, which vLLM does for the first weights alone. Later
+        # ones would be multiplied as if they were packed.
+        if current_platform.is_cpu():
+            for module in self.model.modules():
+                method: Any = getattr(module, "quant_method", None)
+                if hasattr(method, "moe_kernel"):
+                    method.moe_kernel = None
 
     def _repack_tied_head(self) -> None:
         # A tied head is a module of its own that may hold a packed copy of the embedding (CPU). It gets
