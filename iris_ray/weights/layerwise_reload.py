@@ -67,7 +67,7 @@ class LayerwiseReload:
         return kept
 
     def _forget_packed_experts(self) -> None:
-        # On CPU experts are packed as their kernel is made, which vLLM does for the first weights alone. Later
+        # vLLM on CPU packs experts as it makes their kernel, which it does for the first weights alone. Later
         # ones would be multiplied as if they were packed.
         if current_platform.is_cpu():
             for module in self.model.modules():
