@@ -10,6 +10,7 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
 from iris_ray.weights.completeness import check_whole
@@ -26,17 +27,25 @@ class LayerwiseReload:
         self.model_config = model_config
         self.kept: list[tuple[str, torch.Tensor]] = []
         self.apart = False
-        # Taken now: while the layers are apart a tied head has a parameter of its own.
-        self.names = {name for name, _ in model.named_parameters()}
+        # Without those that vLLM derives from what it loads (DeepSeek's attention). Taken now: while layers
+        # are apart a tied head has a parameter of its own.
+        loaded = {
+            f"{path}.{name}"
+            for path, module in model.named_modules()
+            for name in get_layerwise_info(module).restore_metadata[0]
+        }
+        self.names = loaded & {name for name, _ in model.named_parameters()}
         self.missing: set[str] = set()
+        methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
+        kernels = ((method, getattr(method, "moe_kernel", None)) for method in methods)
+        self.kernels = [(method, kernel) for method, kernel in kernels if kernel is not None]
 
     def start(self) -> None:
         self.kept.clear()
         self.missing = set(self.names)
         if self.apart:
             # An update failed in the middle. Put together what there is; every value is replaced now.
-            finalize_layerwise_reload(self.model, self.model_config)
-            self.apart = False
+            self._put_together()
 
     def receive(self, tensors: Iterable[tuple[str, torch.Tensor]], serving: bool) -> None:
         if serving:
@@ -48,13 +57,22 @@ class LayerwiseReload:
         """Raises `EngineError` if a parameter got no new value: vLLM itself only logs that."""
         self._load(self._take_kept())
         check_whole(self.missing)
-        finalize_layerwise_reload(self.model, self.model_config)
-        self.apart = False
+        self._put_together()
         self._repack_tied_head()
+
+    def _put_together(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        for method, kernel in self.kernels:  # of layers that vLLM does not load this way, such as GPT-OSS's
+            method.moe_kernel = method.moe_kernel or kernel
+        self.apart = False
 
     def _load(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
         if not self.apart:
-            self._forget_packed_experts()
+            if current_platform.is_cpu():
+                # Experts are packed as their kernel is made: by vLLM for the first weights alone. Later ones
+                # would be multiplied as if they were packed.
+                for method, _ in self.kernels:
+                    method.moe_kernel = None
             initialize_layerwise_reload(self.model)
             self.apart = True
         loaded = self.model.load_weights(tensors)  # type: ignore[operator]
@@ -65,15 +83,6 @@ class LayerwiseReload:
     def _take_kept(self) -> list[tuple[str, torch.Tensor]]:
         kept, self.kept = self.kept, []
         return kept
-
-    def _forget_packed_experts(self) -> None:
-        # vLLM on CPU packs experts as it makes their kernel, which it does for the first weights alone. Later
-        # ones would be multiplied as if they were packed.
-        if current_platform.is_cpu():
-            for module in self.model.modules():
-                method: Any = getattr(module, "quant_method", None)
-                if hasattr(method, "moe_kernel"):
-                    method.moe_kernel = None
 
     def _repack_tied_head(self) -> None:
         # A tied head is a module of its own that may hold a packed copy of the embedding (CPU). It gets
