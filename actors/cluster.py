@@ -102,7 +102,8 @@ def _no_cluster(told: str, error: Exception) -> ConfigError:
         )
     return ConfigError(
         f"{told}: no Ray cluster answers there ({error}). Name the head of one as HOST:PORT, or start one "
-        "with 'ray start --head'. With run.ray_address and RAY_ADDRESS empty a run has a local one."
+        "with 'ray start --head'. With run.ray_address and RAY_ADDRESS empty a run joins the cluster of its "
+        "machine, or starts a local one."
     )
 
 

@@ -19,7 +19,7 @@ from iris_ray.resources import GENERATOR_BYTES, RANK_BYTES, generator_memory, le
 # What torch and its communication hold of a GPU beside tensors, and what vLLM's graphs and passes take. Not
 # measured here.
 GPU_CONTEXT_BYTES = 1.5 * GIB
-# On CPUs a learner's measured peaks are 1.22 to 1.37 times the sum of its parts (docs/planning.md).
+# On CPUs a learner's measured peaks are 1.09 to 1.41 times the sum of its parts (docs/planning.md).
 TEMPORARIES = 0.3
 ENGINE_BYTES = 3 * GIB
 
