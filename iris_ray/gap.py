@@ -37,8 +37,9 @@ class GapEstimator:
     """`estimate` maps means over pairs to D̂ in nats per response token (`alpha.gap_per` may ask for more).
 
     `at` says which pairs: `end`, those of the last steps against the previous opponent; `start`, the
-    first batch of the new opponent. At that batch r = r' = 0, so its step is the same at every order,
-    and α may be set after it.
+    first batch of the new opponent. There r = r' = 0, so that step is the same at every order, and α may be
+    set after it. Not so where r is not 0 to begin with: at another temperature, or by as much as the
+    generators' rounding differs from the learner's (`learner.reference=generator`).
     """
 
     estimate: Callable[[PairMeans], float]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import run_config
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
@@ -10,8 +11,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from benchmarks.learner.curves import Point, load
 from iris_ray.config import RunConfig
 from iris_ray.memory import activation_bytes, checkpoint_bytes, model_states, opponent_bytes
-from iris_ray.planning.footprint import TEMPORARIES
+from iris_ray.planning.footprint import TEMPORARIES, learner_footprint
+from iris_ray.planning.hardware import Hardware
 from iris_ray.planning.model_shape import ModelShape
+from iris_ray.planning.workload import Workload
+from iris_ray.resources import GIB
 
 PARAMETERS, LAYER = 7_000_000_000, 200_000_000
 
@@ -105,3 +109,22 @@ def test_parts_add_up_to_what_learners_took() -> None:
         assert (1 + TEMPORARIES) * parts / (1 << 20) == pytest.approx(peak, rel=0.2), row["curve"]
         compared += 1
     assert compared >= 4
+
+
+def test_the_whole_model_has_to_fit_on_a_gpu_before_zero_3_splits_it() -> None:
+    shape = ModelShape(PARAMETERS, PARAMETERS, 0, 32, 4096, 16384, 4096, 4096, 32000, LAYER)
+    hardware = Hardware(gpus_per_node=8, gpu_memory_gib=80, matrix_tflops=900, bandwidth_gb_s=3000)
+    lengths = np.array([100])
+    workload = Workload(1000, 0, lengths, lengths, lengths)
+
+    def at_the_start(**learner) -> float:
+        config = recipe(num_gpus=1, micro_batch_tokens=300, batch_size=64, **learner)
+        footprint = learner_footprint(config, hardware, shape, workload)
+        whole = footprint.parts["libraries"] + 2 * PARAMETERS / GIB  # in bfloat16
+        whole += footprint.parts.get("opponent", 0)
+        assert footprint.in_all >= whole * (1 - 1e-9)
+        return footprint.parts.get("more at the start", 0)
+
+    assert at_the_start(zero_stage=2, workers=8) == 0
+    assert 0 < at_the_start(zero_stage=3, workers=64) < 2 * PARAMETERS / GIB
+    assert at_the_start(zero_stage=3, workers=64, reference="generator") > 0

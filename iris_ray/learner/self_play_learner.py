@@ -51,10 +51,10 @@ class SelfPlayLearner:
     def __init__(self, model: PreTrainedModel, config: RunConfig, device: torch.device):
         self.config = config
         self.objective = configured_objective(config)  # of the first iteration
+        cast_parameters(model, config.model.dtype)  # before it has to fit on the device
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
         nn.Module.to(model, device).eval()
-        cast_parameters(model, config.model.dtype)
         widen_products(model)
         self.players = build_players(model, config)
         self.references: dict[int, torch.Tensor] = {}  # of each pair id, in this round

@@ -68,6 +68,9 @@ def learner_footprint(
     room = hardware.node_memory_gib
     if learner.num_gpus:
         room = (hardware.gpu_memory_gib or 0) * learner.num_gpus
+        # A rank has the whole model on its GPU, and its copy, before ZeRO splits anything or offloads it.
+        start = shape.parameters * BYTES[config.model.dtype] + opponent + GPU_CONTEXT_BYTES
+        parts["more at the start"] = max(0.0, start - sum(parts.values()))
     else:
         parts["offloaded"] = states.offloaded
         parts["temporaries"] = TEMPORARIES * (sum(parts.values()) - RANK_BYTES)
