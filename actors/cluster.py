@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import ray
+from ray._private.services import find_bootstrap_address
 
 from actors import names
 from actors.room import check_room
@@ -76,6 +77,8 @@ def connect(address: str | None, told_by: str = "run.ray_address") -> str | None
         )
     if address and ":" in address:
         _check_reachable(address, told)
+    elif address is None and _is_gone(find_bootstrap_address(None)):
+        address = "local"
     try:
         with sigterm_kept():
             context = ray.init(
@@ -84,6 +87,17 @@ def connect(address: str | None, told_by: str = "run.ray_address") -> str | None
     except ConnectionError as error:
         raise _no_cluster(told, error) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _is_gone(address: str | None) -> bool:
+    """Whether the last cluster of this machine, whose address Ray remembers, ended without telling it."""
+    if address is None:
+        return False
+    try:
+        knock(address, CONNECT_TIMEOUT_S)
+    except OSError:
+        return True
+    return False
 
 
 def _check_reachable(address: str, told: str) -> None:

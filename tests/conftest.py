@@ -123,7 +123,7 @@ def ray_here() -> Iterator[None]:
     from actors import names
 
     def start() -> None:
-        ray.init(namespace=names.NAMESPACE, include_dashboard=False, log_to_driver=False)
+        ray.init("local", namespace=names.NAMESPACE, include_dashboard=False, log_to_driver=False)
 
     try:
         start()

@@ -1,17 +1,19 @@
 """Whether a run fits on nodes, asked of a real Ray."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import ray
 from conftest import made_model
 from ray.cluster_utils import Cluster
 from ray.util import get_placement_group, placement_group, remove_placement_group
-from run_process import WAIT_S, play
+from run_process import WAIT_S, free_ports, play
 
 from actors import names, room
 from actors.cluster import connect
@@ -115,6 +117,20 @@ def test_a_run_that_waits_for_nodes_is_stopped_as_jobs_are(nodes: Cluster, tmp_p
     assert run.printed().splitlines()[-1] == "Stopped before anything was done."
     assert "SIGTERM" not in run.printed()
     assert not run.folder.exists()
+
+
+CONNECT = "import ray; from actors.cluster import connect; connect(None); print(len(ray.nodes()), 'node')"
+
+
+def test_a_cluster_that_ended_without_a_word_is_not_waited_for() -> None:
+    with TemporaryDirectory(dir="/tmp") as temporary:  # short, for paths of sockets
+        left = Path(temporary) / "ray" / "ray_current_cluster"
+        left.parent.mkdir()
+        left.write_text(f"127.0.0.1:{free_ports(1)[0]}")
+        where = os.environ | {"RAY_TMPDIR": temporary}
+        line = [sys.executable, "-c", CONNECT]
+        done = subprocess.run(line, env=where, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    assert done.stdout.endswith("1 node\n")
 
 
 ANOTHER = """
