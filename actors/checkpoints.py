@@ -3,6 +3,8 @@
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +61,10 @@ class Checkpoints:
         if version is None:
             version = newest_version(progress.round, progress.step, self.rank.refresh_every)
         name = f"iteration-{progress.round.iteration:03d}" + ("" if between else f"-step-{progress.step:05d}")
-        if name != self.newest:  # not ordered twice, or where one was due
-            with self.rank.learner.stopwatch("checkpoint"):
+        with self.rank.learner.stopwatch("checkpoint"):
+            if name != self.newest:  # not ordered twice, or where one was due
                 self._save(name, version, progress, between)
-        if ordered:
-            with self.rank.learner.stopwatch("checkpoint"):
+            if ordered:
                 self._stored()
 
     def _stored(self) -> None:
@@ -76,14 +77,9 @@ class Checkpoints:
         self._stored()
         iteration = progress.round.iteration
         folder = Path(tempfile.mkdtemp(prefix=self.prefix))
-        try:
+        with _written_to(folder):
             plain = save_learner(self.rank.learner, None if between else progress, folder)
-            actors = self._save_actors(folder) if self.rank.rank == 0 else {}
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder}: a checkpoint cannot be written there: {error}. Make room, or have TMPDIR name "
-                "another folder."
-            ) from error
+        actors = self._save_actors(folder) if self.rank.rank == 0 else {}
         files: list[Any] = [None] * self.rank.ranks
         dist.all_gather_object(files, [(path.name, path.stat().st_size) for path in folder.iterdir()])
         where = {"iteration": iteration, "step": 0 if between else progress.step}
@@ -133,8 +129,9 @@ class Checkpoints:
         rank = self.rank
         controller = rank.wait(rank.controller.state.remote(), "the controller's state")
         buffer, stored, initial = rank.wait(rank.buffer.state.remote(), "the sample buffer's state")
-        for name, places in ((PAIRS, stored), (INITIAL, initial)):
-            write_pairs(folder / name, chain.from_iterable(fetch_in_turn(places)))
+        with _written_to(folder):
+            for name, places in ((PAIRS, stored), (INITIAL, initial)):
+                write_pairs(folder / name, chain.from_iterable(fetch_in_turn(places)))
         return {"controller": controller, "buffer": buffer}
 
     def _restore_actors(self, state: dict[str, Any] | None, folder: Path) -> None:
@@ -161,3 +158,15 @@ class Checkpoints:
         if state["learner"]["round"]:
             round_ = Round(**state["learner"]["round"])
             rank.wait(rank.controller.go_on_beside.remote(round_), "the controller to open the round again")
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """Tell in words that this node has no room. Errors out of other actors are not of this folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: a checkpoint cannot be written there: {error}. Make room, or have TMPDIR name "
+            "another folder."
+        ) from error

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from iris_ray.config import RunConfig
 from iris_ray.errors import RunFolderError
 from iris_ray.weights.manifest import Probe
+from iris_ray.whole_file import write_whole
 
 
 class RunFolder:
@@ -101,7 +102,7 @@ class RunFolder:
         return RunConfig.from_yaml(self.config, [*overrides, *where])
 
     def write_config(self, config: RunConfig) -> None:
-        _write(self.config, config.to_yaml())
+        write_whole(self.config, config.to_yaml())
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -211,14 +212,7 @@ class RunFolder:
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        _write(self.summary, json.dumps(summary, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """In one go: whether a run may be resumed, and how, is read from there."""
-    written = path.with_name(f"{path.name}.part")
-    written.write_text(text)
-    written.replace(path)
+        write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
 
 
 def _beginning(event: str) -> str:

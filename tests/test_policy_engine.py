@@ -52,57 +52,35 @@ LORA = lora.Lora(rank=5, alpha=7.5)
 LORA_CONFIG = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"lora": LORA})})
 
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": END,
+}
+
+
 def tiny_model(seed: int, tied: bool) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=END,
-    )
+    config = Qwen2Config(max_position_embeddings=512, tie_word_embeddings=tied, **SIZES)
     return Qwen2ForCausalLM(config).eval()
 
 
 def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=END,
-    )
+    config = LlamaConfig(max_position_embeddings=64, tie_word_embeddings=False, **SIZES)
     return LlamaForCausalLM(config).eval()
 
 
 def tiny_mixtral(seed: int) -> MixtralForCausalLM:
     torch.manual_seed(seed)
     config = MixtralConfig(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=END,
+        num_local_experts=4, max_position_embeddings=64, tie_word_embeddings=False, **SIZES
     )
     return MixtralForCausalLM(config).eval()
 

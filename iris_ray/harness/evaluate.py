@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from iris_ray.errors import ConfigError, first_line
 from iris_ray.harness.cpu_build import answer_for_vllm
 from iris_ray.harness.suites import Task
+from iris_ray.whole_file import write_whole
 
 if TYPE_CHECKING:
     from iris_ray.harness.model import ScoredModel
@@ -80,9 +81,7 @@ def score(
         lm = lm or _loaded(model, engine)
         kept[_key(task)] = _asked(lm, manager, task, protocol)
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = out.with_suffix(".part")
-        written.write_text(json.dumps(setting | {"tasks": kept}, indent=1))
-        written.replace(out)
+        write_whole(out, json.dumps(setting | {"tasks": kept}, indent=1))
     if engines := getattr(lm, "model", None):  # none of its own with data_parallel_size
         engines.llm_engine.engine_core.shutdown()
     return [_score(task, kept[_key(task)]) for task in tasks]

@@ -13,6 +13,7 @@ from iris_ray.errors import ConfigError
 from iris_ray.run_folder import RunFolder
 from iris_ray.tracking.follower import Follower
 from iris_ray.tracking.tracker import End, Tracker
+from iris_ray.whole_file import write_whole
 
 if TYPE_CHECKING:
     from iris_ray.view import View
@@ -113,9 +114,7 @@ class Tracking:
                 self.view.tracker_lost(name, error)
 
     def _save(self) -> None:
-        part = self.file.with_suffix(".json.part")
-        part.write_text(json.dumps({"time": self.follower.time, "ids": self.ids}) + "\n")
-        part.replace(self.file)
+        write_whole(self.file, json.dumps({"time": self.follower.time, "ids": self.ids}) + "\n")
 
 
 def _values(event: dict[str, Any]) -> dict[str, float]:
