@@ -62,11 +62,12 @@ def model_states(
     return ModelStates(weights, gradients, optimizer, gathered, offloaded)
 
 
-def opponent_bytes(config: RunConfig, parameters: int, trained: int) -> int:
-    """The frozen copy that each rank holds whole; none where the generators are the reference."""
+def opponent_bytes(config: RunConfig, parameters: int, trained: int, ranks: int) -> float:
+    """One rank's frozen copy; ZeRO 3 splits it as it does the policy. None where the generators score."""
     if config.learner.reference == "generator":
         return 0
-    return (trained if config.model.lora else parameters) * BYTES[config.model.dtype]
+    whole = (trained if config.model.lora else parameters) * BYTES[config.model.dtype]
+    return whole / (ranks if config.learner.zero_stage == 3 else 1)
 
 
 def activation_bytes(config: RunConfig, shape: "ModelShape", tokens: int, response_tokens: int) -> int:
@@ -93,9 +94,9 @@ def activation_bytes(config: RunConfig, shape: "ModelShape", tokens: int, respon
     return int(tokens * kept + logits * (5 * width if on_cpu else 24))
 
 
-def checkpoint_bytes(config: RunConfig, parameters: int, trained: int, within_round: bool) -> int:
+def checkpoint_bytes(config: RunConfig, parameters: int, trained: int, within_round: bool) -> float:
     """Files of one checkpoint without its pairs: master weights and optimiser's state, and within a round the
     opponent, unless the generators are the reference."""
     moments = 8 if config.learner.optimizer == "adamw" else 4
-    opponent = opponent_bytes(config, parameters, trained) if within_round else 0
+    opponent = opponent_bytes(config, parameters, trained, ranks=1) if within_round else 0
     return trained * (4 + moments) + opponent

@@ -57,14 +57,14 @@ def learner_memory(config: RunConfig, parameters: int) -> int:
     if config.model.lora:
         models = 3 if config.learner.reference == "learner" else 2
         return int(RANK_BYTES + models * weights)
-    models = 2 * weights + opponent_bytes(config, parameters, parameters)
-    if config.learner.num_gpus:
-        trained = model_states(config, parameters, parameters, config.learner.workers).offloaded
-    else:
-        # As of a rank alone, whatever ZeRO splits over several: on the safe side.
-        states = model_states(config, parameters, parameters, ranks=1)
-        trained = states.gradients + states.optimizer + states.offloaded
-    return int(RANK_BYTES + models + trained)
+    # On CPUs as of a rank alone, whatever ZeRO splits over several: on the safe side.
+    ranks = config.learner.workers if config.learner.num_gpus else 1
+    states = model_states(config, parameters, parameters, ranks)
+    trained = states.offloaded
+    if not config.learner.num_gpus:
+        trained += states.gradients + states.optimizer
+    opponent = opponent_bytes(config, parameters, parameters, ranks)
+    return int(RANK_BYTES + 2 * weights + opponent + trained)
 
 
 def needs(config: RunConfig, parameters: int) -> list[Need]:

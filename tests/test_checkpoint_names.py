@@ -17,7 +17,8 @@ EXPERTS = {"mixtral", "deepseek_v3"}
 def test_weights_are_called_as_in_a_checkpoint(architecture: str, tmp_path: Path) -> None:
     model = ARCHITECTURES[architecture].build()
     weights = [*model.named_parameters(), *kept_buffers(model)]
-    published = dict(CheckpointNames(model, weights).of(weights))
+    shapes = {name: tensor.shape for name, tensor in weights}
+    published = dict(CheckpointNames(model, shapes).of(weights))
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert published.keys() == saved.keys()

@@ -133,14 +133,14 @@ def split_finely() -> None:
     """As large models are: ZeRO-3 leaves no parameter whole, and the head gets few tokens at a time."""
     from iris_ray.learner import engine, sequence_scorer
 
-    made = engine._deepspeed_config
+    made = engine.engine_config
 
     def with_small_parts(*given: Any) -> dict[str, Any]:
         config = made(*given)
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return config
 
-    engine._deepspeed_config = with_small_parts
+    engine.engine_config = with_small_parts
     sequence_scorer.LOGITS_BYTES = 4 * VOCABULARY * CHUNK
 
 

@@ -112,7 +112,8 @@ class Running:
 
     def buckets(self, model: PreTrainedModel, spoil: bool = False) -> "list[StagedBucket]":
         buckets = []
-        weights = CheckpointNames(model, model.named_parameters()).of(model.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        weights = CheckpointNames(model, shapes).of(model.named_parameters())
         for index, (data, tensors) in enumerate(pack_buckets(weights, 100_000)):
             path = self.folder / str(index)
             if spoil and index == 0:

@@ -30,7 +30,8 @@ OBJECTIVES = ["iris", "spin", "space", "spif", "sft"]
 ALPHA = 1.7
 STEPS = 3  # two batches, and the first one again
 PROBE = [pair.prompt_tokens + pair.real_tokens for pair in make_pairs(3, seed=7)]
-SPREAD = [(0, "bfloat16"), (2, "float32"), (3, "bfloat16")]  # ZeRO stages and dtypes
+# ZeRO stages, dtypes and adapters.
+SPREAD = [(0, "bfloat16", None), (2, "float32", None), (3, "bfloat16", None), (3, "bfloat16", LORA)]
 
 Weights = dict[str, torch.Tensor]
 Pairs = list[SelfPlayPair]
@@ -106,10 +107,10 @@ def test_the_same_references_give_the_same_training(objective: str, lora: dict |
 
 
 def spread() -> None:
-    for stage, dtype in SPREAD:
+    for stage, dtype, lora in SPREAD:
 
-        def config(kind: str, stage: int = stage, dtype: str = dtype) -> RunConfig:
-            return configuration(kind, None, dtype, learner={"zero_stage": stage})
+        def config(kind: str, stage: int = stage, dtype: str = dtype, lora: dict | None = lora) -> RunConfig:
+            return configuration(kind, lora, dtype, learner={"zero_stage": stage})
 
         assert_same_training(config, rounds=2)
 

@@ -17,6 +17,8 @@ from iris_ray.config import Learner
 from iris_ray.errors import ConfigError
 from iris_ray.learner.compiled_ops import load_collectives
 from iris_ray.learner.optimizer import build_optimizer
+from iris_ray.learner.split_parameters import split_parameters
+from iris_ray.precision import cast_parameters
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,16 @@ class StepTaken:
     """Norm of the whole gradient before clipping. Empty: it is not finite."""
     applied: bool
     """Whether the weights moved. Without a finite norm they and the optimiser's state stay as they are."""
+
+
+def prepare_model(model: nn.Module, config: Learner, dtype: str) -> None:
+    """Cast the parameters of `model`, and with ZeRO-3 split them over the ranks; collective."""
+    if config.num_gpus == 0:
+        load_collectives()
+    if config.zero_stage == 3:
+        split_parameters(model, dtype, engine_config(config, dtype))
+    else:
+        cast_parameters(model, dtype)
 
 
 def build_engine(
@@ -36,18 +48,27 @@ def build_engine(
     """
     if config.gradient_checkpointing:
         _checkpoint_layers(scorer)
-    if config.num_gpus == 0:
-        load_collectives()
     optimizer = build_optimizer(scorer, config)
     engine, *_ = deepspeed.initialize(
         model=scorer,
         optimizer=optimizer,
-        config=_deepspeed_config(config, dtype),
+        config=engine_config(config, dtype),
         dist_init_required=False,
     )
     if config.zero_stage == 0:
         _take_plain_steps(engine, optimizer, config.max_grad_norm)
     return engine, optimizer
+
+
+def build_frozen(scorer: nn.Module, config: Learner, dtype: str) -> nn.Module:
+    """What computes with a model that is never trained: with ZeRO-3 an engine that gathers its parameters."""
+    if config.zero_stage < 3:
+        return scorer
+    engine, *_ = deepspeed.initialize(
+        model=scorer, config=engine_config(config, dtype), dist_init_required=False
+    )
+    frozen: nn.Module = engine
+    return frozen
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine) -> StepTaken:
@@ -130,7 +151,8 @@ def _checkpoint_layers(model: nn.Module) -> None:
         )
 
 
-def _deepspeed_config(config: Learner, dtype: str) -> dict[str, Any]:
+def engine_config(config: Learner, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's own settings."""
     plain = config.zero_stage == 0
     zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
     home = {"device": "cpu", "pin_memory": config.num_gpus > 0}

@@ -11,6 +11,7 @@ from iris_ray.config import RunConfig
 from iris_ray.errors import IrisRayError
 from iris_ray.learner.kept_weights import KeptWeights
 from iris_ray.learner.policy import NamedTensors, Players, Scoring
+from iris_ray.learner.split_parameters import whole_shape
 from iris_ray.lora import Gather
 
 
@@ -27,8 +28,7 @@ class OpponentOnDisk(Players):
     def __init__(self, model: PreTrainedModel, config: RunConfig):
         super().__init__(model, config)
         self.keeps_opponent = config.schedule.refresh == "iteration"
-        # Taken before ZeRO-3 partitions the parameters.
-        self.shapes = [parameter.shape for _, parameter in self.policy_weights()]
+        self.shapes = [whole_shape(parameter) for _, parameter in self.policy_weights()]
         self._kept: KeptWeights | None = None
 
     def freeze(self, gather: Gather) -> None:

@@ -7,24 +7,32 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import deepspeed
 import torch
 from transformers import PreTrainedModel
 
 from iris_ray.config import RunConfig
 from iris_ray.learner.compilation import compile_layers
+from iris_ray.learner.engine import build_frozen
 from iris_ray.learner.opponent_on_disk import OpponentOnDisk
 from iris_ray.learner.policy import AdapterPolicy, ModelPolicy, NamedParameters, Players, Scoring
+from iris_ray.learner.split_parameters import split_like
 from iris_ray.lora import OPPONENT, Gather, adapter_tensors, as_opponent, freeze_opponent
 
 
 class TwoModels(ModelPolicy):
-    """The opponent is a copy, whole on every rank."""
+    """The opponent is a copy, whole on every rank unless the policy is split."""
 
     def __init__(self, model: PreTrainedModel, config: RunConfig):
         super().__init__(model, config)
         self.copy = copy.deepcopy(self.scorer).requires_grad_(False)
+        if config.learner.zero_stage == 3:  # split parameters are copied as empty ones
+            for policy, opponent in zip(self.scorer.parameters(), self.copy.parameters(), strict=True):
+                with deepspeed.zero.GatheredParameters([policy]):
+                    split_like(opponent, policy.detach().clone(), policy)
         if config.learner.compile:
             compile_layers(self.copy.model)
+        self.frozen = build_frozen(self.copy, config.learner, config.model.dtype)
 
     def opponent_weights(self) -> NamedParameters:
         return self.copy.model.named_parameters()
@@ -32,16 +40,17 @@ class TwoModels(ModelPolicy):
     @torch.no_grad()
     def freeze(self, gather: Gather) -> None:
         for (_, policy), (_, opponent) in zip(self.policy_weights(), self.opponent_weights(), strict=True):
-            with gather([policy]):
+            with gather([policy, opponent]):
                 opponent.copy_(policy)
 
     @torch.no_grad()
     def set_opponent(self, weights: Mapping[str, torch.Tensor], gather: Gather) -> None:
         for name, parameter in self.opponent_weights():
-            parameter.copy_(weights[name])
+            with gather([parameter]):
+                parameter.copy_(weights[name])
 
     def opponent_scorer(self, engine: Scoring) -> AbstractContextManager[Scoring]:
-        return nullcontext(self.copy)
+        return nullcontext(self.frozen)
 
 
 class TwoAdapters(AdapterPolicy):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from iris_ray.config import RunConfig
 from iris_ray.kept_buffers import kept_buffers
 from iris_ray.learner.sequence_scorer import SequenceScorer
+from iris_ray.learner.split_parameters import whole_by_layer, whole_shape
 from iris_ray.learner.token_batch import TokenBatch
 from iris_ray.lora import Gather, adapter_tensors, add_adapter, merged_weights
 from iris_ray.precision import widen_products
@@ -35,7 +36,8 @@ class Players(ABC):
 
     def __init__(self, model: PreTrainedModel, config: RunConfig):
         self.model = model
-        self.scorer = SequenceScorer.fastest(model, config.max_length)
+        with whole_by_layer(model):
+            self.scorer = SequenceScorer.fastest(model, config.max_length)
 
     @abstractmethod
     def policy_weights(self) -> NamedParameters:
@@ -75,7 +77,8 @@ class ModelPolicy(Players):
 
     def __init__(self, model: PreTrainedModel, config: RunConfig):
         super().__init__(model, config)
-        self._names = CheckpointNames(model, chain(self.policy_weights(), self.published_buffers()))
+        published = chain(self.policy_weights(), self.published_buffers())
+        self._names = CheckpointNames(model, {name: whole_shape(tensor) for name, tensor in published})
 
     def policy_weights(self) -> NamedParameters:
         return self.model.named_parameters()

@@ -17,7 +17,7 @@ from iris_ray.config import RunConfig
 from iris_ray.contracts import SelfPlayPair, StepReport
 from iris_ray.errors import IrisRayError
 from iris_ray.learner.batch_rows import KINDS, BatchRows, given_references
-from iris_ray.learner.engine import build_engine, take_step
+from iris_ray.learner.engine import build_engine, prepare_model, take_step
 from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.optimizer import round_scheduler
 from iris_ray.learner.players import build_players
@@ -26,7 +26,7 @@ from iris_ray.learner.stopwatch import Stopwatch
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
 from iris_ray.plugins import configured_objective
-from iris_ray.precision import cast_parameters, widen_products
+from iris_ray.precision import widen_products
 
 IDLE = PromptGroup([0], [[0]])  # what a rank without pairs passes forward, for the sake of the others
 
@@ -51,7 +51,7 @@ class SelfPlayLearner:
     def __init__(self, model: PreTrainedModel, config: RunConfig, device: torch.device):
         self.config = config
         self.objective = configured_objective(config)  # of the first iteration
-        cast_parameters(model, config.model.dtype)  # before it has to fit on the device
+        prepare_model(model, config.learner, config.model.dtype)  # before it has to fit on the device
         # No dropout: the two passes of a step must see the same function, and the game compares exact
         # log-probs.
         nn.Module.to(model, device).eval()

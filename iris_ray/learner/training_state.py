@@ -33,6 +33,7 @@ from torch import nn
 
 from iris_ray.checkpoints import MASTER, TRAINING_STATE
 from iris_ray.errors import CheckpointError
+from iris_ray.learner.split_parameters import whole_shape
 
 FORMAT = "iris-ray training state 2"
 STEP = "step"
@@ -112,7 +113,7 @@ class _Trained:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(getattr(self.parameter, "ds_shape", self.parameter.shape))
+        return tuple(whole_shape(self.parameter))
 
     @property
     def keys(self) -> list[str]:

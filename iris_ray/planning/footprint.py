@@ -55,22 +55,20 @@ def learner_footprint(
     share = learner.batch_size / min(ranks, learner.batch_size) * (prompt + real + written)
     tokens = max(int(min(learner.micro_batch_tokens, share)), longest)
     responses = int(tokens * (real + written) / (prompt + real + written))
-    opponent = opponent_bytes(config, shape.parameters, shape.trained)
     parts = {
         "weights": states.weights,
         "gradients": states.gradients,
         "optimizer": states.optimizer,
         "gathered layer": states.gathered,
-        "opponent": opponent,
+        "opponent": opponent_bytes(config, shape.parameters, shape.trained, ranks),
         "activations": activation_bytes(config, shape, tokens, responses),
         "libraries": GPU_CONTEXT_BYTES if learner.num_gpus else RANK_BYTES,
     }
     room = hardware.node_memory_gib
     if learner.num_gpus:
         room = (hardware.gpu_memory_gib or 0) * learner.num_gpus
-        # A rank has the whole model on its GPU, and its copy, before ZeRO splits anything or offloads it.
-        start = shape.parameters * BYTES[config.model.dtype] + opponent + GPU_CONTEXT_BYTES
-        parts["more at the start"] = max(0.0, start - sum(parts.values()))
+        if learner.offload == "parameters":
+            del parts["opponent"]
     else:
         parts["offloaded"] = states.offloaded
         parts["temporaries"] = TEMPORARIES * (sum(parts.values()) - RANK_BYTES)

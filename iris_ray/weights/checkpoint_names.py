@@ -1,6 +1,6 @@
 """Weights under the names that checkpoints have, and vLLM loads: `transformers` holds some otherwise."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from transformers import PreTrainedModel
@@ -15,10 +15,10 @@ class CheckpointNames:
     It holds the experts of a mixture in one tensor, and calls some layers by other names than checkpoints do.
     """
 
-    def __init__(self, model: PreTrainedModel, weights: NamedTensors):
-        """`weights`: all that `of` will be given, or tensors of the same shapes."""
+    def __init__(self, model: PreTrainedModel, shapes: Mapping[str, torch.Size]):
+        """`shapes`: of all that `of` will be given."""
         self.model = model
-        self.others = {name for name, tensor in weights if self._differs(name, tensor)}
+        self.others = {name for name, shape in shapes.items() if self._differs(name, shape)}
 
     def of(self, weights: NamedTensors) -> Iterator[tuple[str, torch.Tensor]]:
         """The same weights; a tensor that checkpoints have as it is stays what it is."""
@@ -28,7 +28,7 @@ class CheckpointNames:
             else:
                 yield name, tensor
 
-    def _differs(self, name: str, tensor: torch.Tensor) -> bool:
-        empty = torch.empty(tensor.shape, device="meta")
+    def _differs(self, name: str, shape: torch.Size) -> bool:
+        empty = torch.empty(shape, device="meta")
         saved = revert_weight_conversion(self.model, {name: empty})
         return [(key, value.shape) for key, value in saved.items()] != [(name, empty.shape)]

@@ -1,0 +1,114 @@
+"""With ZeRO-3 no rank ever holds a whole model, and what it computes stays the same."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import on_ranks, run_config
+from test_sequence_scorer import ARCHITECTURES, GROUPS, MAX_LENGTH
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from iris_ray.learner.sequence_scorer import SequenceScorer
+
+TOLERANCE = 1e-4  # of log p in float32
+
+
+def scores_and_ways() -> dict[str, Any]:
+    """Of each architecture: log p under policy and opponent, and which ways were found."""
+    from iris_ray.learner import engine
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+    made = engine.engine_config
+
+    def with_no_whole_parameters(*given: Any) -> dict[str, Any]:
+        config = made(*given)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+    engine.engine_config = with_no_whole_parameters
+    lengths = {"max_prompt_tokens": 20, "max_response_tokens": 20}
+    config = run_config(data={"path": "b"} | lengths, learner={"zero_stage": 3})
+    assert config.max_length == MAX_LENGTH
+    found = {}
+    for name, architecture in ARCHITECTURES.items():
+        learner = SelfPlayLearner(architecture.build(), config, torch.device("cpu"))
+        players = learner.players
+        with torch.no_grad():
+            batch = players.scorer.lay_out(GROUPS)
+            with players.opponent_scorer(learner.engine) as opponent:
+                scores = [batch.sum_by_sequence(each(batch)) for each in (learner.engine, opponent)]
+        held = [
+            sum(parameter.ds_tensor.numel() for _, parameter in weights)
+            for weights in (players.policy_weights(), players.opponent_weights())
+        ]
+        whole = sum(parameter.ds_numel for _, parameter in players.policy_weights())
+        found[name] = scores, (players.scorer.head_apart, players.scorer.shares_prompts), held, whole
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_rank() -> list[dict[str, Any]]:
+    return on_ranks(2, scores_and_ways)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_split_is_computed_as_what_is_whole(architecture: str, by_rank: list[dict[str, Any]]) -> None:
+    scorer = SequenceScorer.fastest(ARCHITECTURES[architecture].build().float(), MAX_LENGTH)
+    batch = scorer.lay_out(GROUPS)
+    with torch.no_grad():
+        expected = batch.sum_by_sequence(scorer(batch))
+    for found in by_rank:
+        scores, ways, held, whole = found[architecture]
+        assert ways == (scorer.head_apart, scorer.shares_prompts)
+        for each in scores:
+            torch.testing.assert_close(each, expected, atol=TOLERANCE, rtol=TOLERANCE)
+        for share in held:
+            assert whole / 2 <= share < whole / 2 + 200  # the last parts are filled up
+
+
+def peak_mib(folder: Path, reference: str) -> float:
+    """The most memory of its own that this rank had while it made its players of a model in `folder`."""
+    from iris_ray.learner.engine import prepare_model
+    from iris_ray.learner.players import build_players
+
+    config = run_config(
+        model={"path": str(folder), "dtype": "bfloat16"}, learner={"zero_stage": 3, "reference": reference}
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    before = peak = _own_memory_mib()
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.002):
+            peak = max(peak, _own_memory_mib())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    prepare_model(model, config.learner, config.model.dtype)
+    build_players(model, config)
+    over.set()
+    watching.join()
+    return max(peak, _own_memory_mib()) - before
+
+
+def _own_memory_mib() -> float:
+    """Without what is mapped from files."""
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1024
+
+
+@pytest.mark.parametrize(("reference", "models"), [("generator", 1), ("learner", 2)])
+def test_no_rank_ever_holds_a_whole_model(
+    reference: str, models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back to the system at once
+    size = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 32, "vocab_size": 1000}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**size)).save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").stat().st_size / 2 / 2**20  # in bfloat16, 259 MiB
+    for peak in on_ranks(2, peak_mib, tmp_path, reference):
+        # Shares of two ranks, a layer (8 MiB), and what libraries take.
+        assert models * whole / 2 < peak < models * whole / 2 + 50
