@@ -56,6 +56,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 # Nobody announces that a node will be taken away: one process less for each learner that starts.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
+# Ray would have its workers give way to whatever else is under way: here, to the other half of the tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Two processes share the tests. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

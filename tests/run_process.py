@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,17 @@ from benchmarks.sessions import kill, name_of, of_session
 
 BIN = Path(sys.executable).parent
 # For what a slow machine does in its own time: it ends a test that would wait forever, and measures nothing.
-WAIT_S = 300
+WAIT_S = 900
 
 
 def free_ports(count: int) -> list[int]:
-    """Of this machine; nothing keeps them until they are used."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Of this machine. Nothing keeps them until they are used; the system itself gives others."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            ports.append(port)
     return ports
 
 
@@ -87,6 +89,8 @@ class RunProcess:
 
     def kill(self) -> None:
         """All that is left of it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # at once, before anybody looks for the others
         while left := self.processes():
             kill(left)
         self.process.wait()

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import openai
 from conftest import made_model
-from run_process import free_ports, play
+from run_process import WAIT_S, free_ports, play
 
 LONGEST, MOST, BODY_KIB = 12, 3, 8
 PROMPTS = 600
@@ -54,8 +54,10 @@ class Served:
     def wait_until_it_trains(self) -> None:
         self.wait_for(lambda: self.run.events("step"))
         self.token = (self.folder / "gateway.token").read_text().strip()
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
+        self.http = httpx.Client(base_url=self.url, timeout=2 * WAIT_S)
+        self.openai = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", timeout=2 * WAIT_S, max_retries=0
+        )
 
     def post(self, path: str, **options: Any) -> httpx.Response:
         return self.http.post(path, headers={"Authorization": f"Bearer {self.token}"}, **options)

@@ -13,7 +13,7 @@ import pytest
 from conftest import made_model
 from run_process import WAIT_S, play
 
-pytestmark = pytest.mark.timeout(1800)  # each generator that is killed has to start anew
+pytestmark = pytest.mark.timeout(3600)  # each generator that is killed has to start anew
 
 KILLS = 50
 PROMPTS = 120
@@ -69,6 +69,8 @@ class Chaos:
         for kill, names in enumerate(order):
             if kill % BURST == 0:
                 self.goes_on()
+            if kill == 0:  # else it may have to begin anew
+                self.wait_for(self.has_checkpoint)
             time.sleep(rng.uniform(0, 1.5))
             found = self.wait_for(lambda names=names: self.run.called(*names))
             name = rng.choice(sorted(found))
@@ -87,13 +89,18 @@ class Chaos:
         self.wait_for(lambda: self.last_step()[0] > self.killed_in + 1)
         self.run.press_ctrl_c()
 
+    def has_checkpoint(self) -> bool:
+        """Ray Train knows of one."""
+        notes = self.run.folder / "checkpoints" / "checkpoint_manager_snapshot.json"
+        return notes.exists() and "iteration-" in notes.read_text()
+
     def last_step(self) -> tuple[int, int]:
         """Iteration and step that were taken last."""
         taken = self.run.events("step")
         return (taken[-1]["iteration"], taken[-1]["step"]) if taken else (0, 0)
 
     def wait_for(self, condition: Callable[[], Any]) -> Any:
-        return self.run.wait_for(condition, seconds=600)
+        return self.run.wait_for(condition)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +140,9 @@ def test_no_pair_is_lost_or_counted_twice(chaos: Chaos) -> None:
     summary = chaos.run.summary()
     finished = [entry["iteration"] for entry in summary["iterations"]]
     assert finished == list(range(1, len(finished) + 1))
-    # A round may be trained to its end and not yet closed in the books.
+    # The learner may have ended a round that is still open in the books, or the other way round.
     closed = summary["ledger"]["committed"] // PROMPTS
-    assert closed in (len(finished), len(finished) - 1)
+    assert abs(closed - len(finished)) <= 1
     assert summary["ledger"] == {"committed": PROMPTS * closed, "lost": 0, "duplicated": 0}
     for iteration in range(1, closed + 1):
         written = pq.read_table(chaos.run.folder / "samples" / f"iteration-{iteration:03d}.parquet")

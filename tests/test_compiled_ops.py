@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from run_process import WAIT_S
+
 from actors.environment import learner_environment
 from iris_ray.config import Learner
 
@@ -23,5 +25,7 @@ def test_a_lock_that_was_left_behind_is_removed(monkeypatch) -> None:
     with (folder / "iris-ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # nobody else is loading it
         left.touch()
-    subprocess.run([sys.executable, "-c", LOAD], check=True, timeout=300)
-    assert not left.exists()
+    subprocess.run([sys.executable, "-c", LOAD], check=True, timeout=WAIT_S)
+    with (folder / "iris-ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a lock that is there now was left
+        assert not left.exists()

@@ -21,7 +21,7 @@ def test_the_controller_knows_how_long_the_learner_is_away_and_that_it_shall_sto
             await controller.record_obeyed()
         controller.record_learner_death()
         await asyncio.sleep(0.01)
-        assert 0 < controller.status()["learner_away_s"] < 5
+        assert 0 < controller.status()["learner_away_s"] < 60
         # It may have died before anybody knew that it stopped: the next one begins with that.
         assert await controller.standing_orders() == (1, False)
         await controller.restore(None)

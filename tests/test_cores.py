@@ -18,7 +18,7 @@ try:
     print(sorted(own.cores), sorted(os.sched_getaffinity(0)), flush=True)
 except Exception as error:
     print(error, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 CORES = sorted(os.sched_getaffinity(0))
 

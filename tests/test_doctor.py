@@ -10,6 +10,7 @@ from importlib.metadata import version as real_version
 from pathlib import Path
 
 import pytest
+from run_process import WAIT_S
 
 from iris_ray import doctor
 from iris_ray.doctor import Finding, examine
@@ -94,7 +95,7 @@ def test_a_port_that_somebody_took_is_named_with_the_taker(monkeypatch, tmp_path
 
 def test_the_command(tmp_path):
     command = [str(Path(sys.executable).parent / "iris-ray"), "doctor", "--json", "--address", "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=WAIT_S)
     assert done.returncode == 1
     by_check = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert by_check["Ray"]["level"] == "error"

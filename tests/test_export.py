@@ -16,6 +16,7 @@ import torch
 from conftest import make_pairs, run_config, tiny_model, untied_llama
 from huggingface_hub import ModelCard
 from peft import PeftModel, get_peft_model_state_dict
+from run_process import WAIT_S
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -306,7 +307,7 @@ def test_the_command_says_where_the_model_lies_and_starts_no_ray(run: Path) -> N
         "finally: print([name for name in sys.modules if name in ('ray', 'iris_ray.learner', 'actors')])"
     )
     command = [sys.executable, "-c", program, "export", str(run), "--checkpoint", "2", "--out", f"{run}/out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
     where, how, modules = done.stdout.splitlines()
     assert (done.returncode, done.stderr, modules) == (0, "", "[]")
     assert where == f"The model lies in {run}/out"

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import schemathesis
@@ -20,7 +22,9 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import BODY_KIB, LONGEST, MOST, PROMPTS, Served
 
 from actors.steering import live_run
+from iris_ray.report.decimation import decimate
 
+LONG = {"timeout": WAIT_S}  # in seconds, for orders that a learner obeys when it can
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -45,8 +49,10 @@ def test_status_is_what_the_command_line_tells(served: Served) -> None:
 def test_curves_are_those_of_the_metrics(served: Served) -> None:
     metrics = served.wait_for(lambda: (now := served.http.get("/metrics").json())["ends"] and now)
     steps = served.run.events("step")[: metrics["steps"]]
-    assert metrics["curves"]["loss"]["x"] == list(range(1, metrics["steps"] + 1))
-    assert metrics["curves"]["loss"]["y"] == pytest.approx([step["loss"] for step in steps])
+    losses = np.array([step["loss"] for step in steps])
+    curve = decimate(np.arange(1, len(steps) + 1), losses)  # as it is, unless it is long
+    assert metrics["curves"]["loss"]["x"] == pytest.approx(curve.x)
+    assert metrics["curves"]["loss"]["y"] == pytest.approx(curve.mean)
     assert {"alpha", "gap", "reward_real", "ess_real", "staleness_max", "exact_match"} <= metrics[
         "curves"
     ].keys()
@@ -74,19 +80,20 @@ def test_who_has_no_token_changes_nothing(served: Served, header: dict[str, str]
 
 
 def test_it_pauses_and_goes_on(served: Served) -> None:
-    paused = served.post("/pause").json()
+    paused = served.post("/pause", params=LONG).json()
     assert paused["state"] == "paused"
     steps = served.steps()
+    # An answer that took long to find out is given again for some seconds.
+    served.wait_for(lambda: served.http.get("/status").json()["state"] == "paused")
     time.sleep(1.5)
     assert served.steps() == steps
-    assert served.http.get("/status").json()["state"] == "paused"
-    assert served.post("/resume").json()["state"] == "running"
+    assert served.post("/resume", params=LONG).json()["state"] == "running"
     served.wait_for(lambda: served.steps() > steps + 2)
 
 
 def test_a_checkpoint_is_taken(served: Served) -> None:
     before = served.http.get("/status").json()["last_checkpoint"]
-    name = served.post("/checkpoint").json()["last_checkpoint"]
+    name = served.post("/checkpoint", params=LONG).json()["last_checkpoint"]
     assert re.fullmatch(r"iteration-\d+(-step-\d+)?", name)
     assert name != before
 
@@ -173,11 +180,11 @@ def test_answers_are_bounded(served: Served) -> None:
 
 
 def test_many_visitors_do_not_stop_the_training(served: Served) -> None:
-    steps, until = served.steps(), time.monotonic() + 6
+    steps, over = served.steps(), threading.Event()
 
     def visit(_: int) -> list[int]:
-        seen = []
-        while time.monotonic() < until:
+        seen: list[int] = []
+        while not over.is_set():
             ask = {"model": "served", "prompt": "5 4", "stream": True}
             with served.http.stream("POST", "/v1/completions", json=ask) as answer:
                 seen.append(answer.status_code)
@@ -186,10 +193,15 @@ def test_many_visitors_do_not_stop_the_training(served: Served) -> None:
         return seen
 
     with ThreadPoolExecutor(MOST + 3) as visitors:
-        seen = [status for each in visitors.map(visit, range(MOST + 3)) for status in each]
+        visits = visitors.map(visit, range(MOST + 3))
+        try:
+            time.sleep(3)
+            served.wait_for(lambda: served.steps() > steps + 2)
+        finally:
+            over.set()
+        seen = [status for each in visits for status in each]
     assert set(seen) <= {200, 429}
     assert seen.count(200) > MOST
-    assert served.steps() > steps + 2
     # Nobody holds a place for ever.
     served.wait_for(
         lambda: (
@@ -260,7 +272,7 @@ def test_while_a_generator_is_replaced_visitors_are_told_to_come_again(served: S
 
 
 def test_it_stops_at_a_checkpoint(served: Served) -> None:
-    answer = served.post("/stop", params={"timeout": 60})
+    answer = served.post("/stop", params=LONG)
     assert answer.status_code == 200, answer.text
     name = answer.json()["last_checkpoint"]
     assert served.run.process.wait(WAIT_S) == 0, served.run.printed()
@@ -268,5 +280,18 @@ def test_it_stops_at_a_checkpoint(served: Served) -> None:
     assert summary["status"] == "stopped"
     assert summary["ledger"]["lost"] == summary["ledger"]["duplicated"] == 0
     assert list((served.folder / "checkpoints").glob(f"**/{name}"))
-    with pytest.raises(httpx.ConnectError):
-        served.http.get("/status")
+    # Ray's processes end a little after the run that started them.
+    deadline = time.monotonic() + WAIT_S
+    while is_open(served.url):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_open(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/status")
+    except httpx.ConnectError:
+        return False
+    except httpx.TransportError:
+        pass  # it is just ending
+    return True

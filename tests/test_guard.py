@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_process import WAIT_S
 
 from benchmarks.guard import costs
 from benchmarks.guard.__main__ import grown
@@ -18,7 +19,9 @@ BASELINE = {"buffer_calls": 10.0, "step_time": 0.5}
 
 def test_nothing_costs_more_than_before() -> None:
     command = [sys.executable, "-m", "benchmarks.guard", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=WAIT_S, cwd=Path(__file__).parents[1]
+    )
     report = json.loads(done.stdout)
     assert report["grown"] == []
     assert report["costs"].keys() == report["baseline"].keys() == report["margins"].keys()
@@ -35,7 +38,7 @@ def test_what_costs_more_is_told_with_both_figures() -> None:
 
 def test_a_buffer_that_looks_through_all_it_has_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "PAIRS", 512)
-    assert costs.buffer_time_growth() < 1.5
+    assert min(costs.buffer_time_growth() for _ in range(3)) < 1.5
     add = RoundBuffer.add
 
     def add_slowly(self: RoundBuffer, holder: str, position: int, pair: costs.StoredPair) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import made_model
 from own_tasks import CHOOSE, QUESTIONS, accuracy, write_tasks
-from run_process import BIN
+from run_process import BIN, WAIT_S
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -69,7 +69,7 @@ def test_scores_are_those_that_transformers_gives(model: Path, tasks: Path, tmp_
     command = ["eval", str(model), "--tasks", str(tasks), "--out", str(out), "--json"]
     command += ["--task", "choose", "--task", "write:0", "--engine", "enforce_eager=true"]
     # In a process of its own: an engine is not over with its evaluation.
-    done = subprocess.run([BIN / "iris-ray", *command], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([BIN / "iris-ray", *command], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
     choose, write = json.loads(done.stdout)["scores"]
     rows = [json.loads(line) for line in (tasks / "questions.jsonl").read_text().splitlines()]

@@ -64,7 +64,9 @@ def across_an_update(
     async def play() -> list[Any] | None:
         under_way = [asyncio.create_task(request()) for request in requests]
         states = engine._engine.output_processor.request_states
-        while not any(state.detokenizer.num_output_tokens() > 5 for state in states.values()):
+        while not under_way[0].done():
+            if any(state.detokenizer.num_output_tokens() > 5 for state in states.values()):
+                break
             await asyncio.sleep(0.001)
         running.version += 1
         await engine.load_weights(running.version, running.buckets(NEW))

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from conftest import made_model, own_module
-from run_process import BIN, free_ports
+from run_process import BIN, WAIT_S, free_ports
 from typer.testing import CliRunner
 
 from iris_ray.cli import app
@@ -67,7 +67,7 @@ def working(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def submit(dashboard: str, working: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [BIN / "iris-ray", "submit", *arguments, "--address", dashboard, "--working-dir", working]
-    return subprocess.run([*command, "--follow", "--json"], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, "--follow", "--json"], capture_output=True, text=True, timeout=WAIT_S)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 import ray
+from run_process import WAIT_S
 
 from actors import learner_events
 from actors.learner_events import LearnerEvents
@@ -38,7 +39,7 @@ def test_a_long_wait_is_made_of_short_ones(ray_here: None, monkeypatch: pytest.M
     monkeypatch.setattr(learner_events, "LOOK_S", 0.05)
     orders = Orders.remote()
     events = LearnerEvents(orders, None, rank=0, ranks=1, orders_taken=0)
-    assert events.next(soon.remote(0.5), seconds=30, orders=True) == "there"
+    assert events.next(soon.remote(0.5), seconds=WAIT_S, orders=True) == "there"
     assert events.next(soon.remote(30), seconds=0.5, orders=True) == "late"
     orders.order.remote(after_s=0.5)
     assert events.next(None, seconds=0.1, orders=True) == "resume"  # paused: no end by itself

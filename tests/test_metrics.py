@@ -65,19 +65,25 @@ def prometheus(served: Served, run: Path, tmp_path_factory: pytest.TempPathFacto
 
 def is_ready(url: str) -> bool:
     try:
-        return requests.get(url, timeout=10).ok
-    except requests.ConnectionError:
+        return requests.get(url, timeout=60).ok
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 
 def ask(prometheus: str, path: str, **parameters: str) -> Any:
-    answer = requests.get(f"{prometheus}/api/v1/{path}", parameters, timeout=10)
+    answer = requests.get(f"{prometheus}/api/v1/{path}", parameters, timeout=60)
     assert answer.ok, answer.text
     return answer.json()["data"]
 
 
 def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
     return ask(prometheus, "query", query=expression)["result"]
+
+
+def scraped(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    """Waits for the next scrape if the last one came too late."""
+    found: list[dict[str, Any]] = wait_for(lambda: query(prometheus, expression), expression)
+    return found
 
 
 def panels() -> list[dict[str, Any]]:
@@ -121,13 +127,15 @@ def test_every_metric_is_there_as_it_is_documented(prometheus: str) -> None:
 
 
 def test_metrics_tell_what_the_run_does(prometheus: str, run: Path) -> None:
-    (pairs,) = query(prometheus, "ray_iris_trained_pairs_total")
+    (pairs,) = scraped(prometheus, "ray_iris_trained_pairs_total")
     time.sleep(0.5)
     written = sum(event["pairs"] for event in metric_events(run, "step"))
     assert 0 < float(pairs["value"][1]) <= written
-    (iterations,) = query(prometheus, "ray_iris_iterations")
+    (iterations,) = scraped(prometheus, "ray_iris_iterations")
     assert float(iterations["value"][1]) == RECIPE["schedule"]["iterations"]
-    states = {each["metric"]["state"]: each["value"][1] for each in query(prometheus, "ray_iris_generators")}
+    states = {
+        each["metric"]["state"]: each["value"][1] for each in scraped(prometheus, "ray_iris_generators")
+    }
     assert states == {"starting": "0", "ready": "1", "draining": "0", "failed": "0"}
 
 

@@ -71,19 +71,25 @@ class Lost:
     def play(self) -> None:
         head, learner, first = self.nodes.head_node, self.learner, self.first
         self.run.wait_for(lambda: self.run.events("step"))
+        (rank,) = [each for each in self.raylet(learner).children() if name_of(each) == RANK]
+        rank.suspend()  # else the run might end before it loses anything
         self.before = [self.seen(node) for node in (head, learner, first)]
         second = self.add("generators", 2)
         self.killed_at = time.time()
         self.nodes.remove_node(first, allow_graceful=False)
         self.run.wait_for(lambda: len(self.seen(second)) == 2)
         self.after = [self.seen(node) for node in (head, learner, second)]
+        rank.resume()
         assert self.run.process.wait(WAIT_S) == 0, self.run.printed()
 
     def add(self, resource: str, amount: int) -> Any:
         return self.nodes.add_node(num_cpus=1, memory=8 * GIB, resources={resource: amount})
 
+    def raylet(self, node: Any) -> psutil.Process:
+        return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
     def seen(self, node: Any) -> list[str]:
-        return actors_on(psutil.Process(node.all_processes["raylet"][0].process.pid))
+        return actors_on(self.raylet(node))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +170,7 @@ def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(WAIT_S) == 130, run.printed()
         assert run.summary()["status"] == "stopped"
-        _, left = psutil.wait_procs(raylets, timeout=30)
+        _, left = psutil.wait_procs(raylets, timeout=WAIT_S)
         assert not left, f"Ray of the job outlives it: {left}"
     finally:
         run.kill()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import torch
+from run_process import WAIT_S
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -449,7 +450,7 @@ def test_an_engine_that_dies_while_it_is_asked_is_known_to_be_dead(tmp_path: Pat
             await asyncio.sleep(2)
             assert not asked.done()
             process.kill()
-            await asyncio.wait_for(asked, 30)
+            await asyncio.wait_for(asked, WAIT_S)
 
         with pytest.raises(EngineError, match="died"):
             running.run(ask())

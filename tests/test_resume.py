@@ -110,6 +110,17 @@ class Victim:
         self.wait_for(when)
         kill(ranks)
 
+    def kill_learner_as_it_saves(self) -> None:
+        """Ray Train stands still from the last checkpoint on, or it might see how the learner ends."""
+        ((trainer,),) = self.wait_for(lambda: self.run.called("ray::TrainController").values(), pause=0.5)
+        notes = self.folder / "checkpoints" / "checkpoint_manager_snapshot.json"
+        self.wait_for(lambda: notes.exists() and '"iteration-002"' in notes.read_text())
+        trainer.suspend()
+        try:
+            self.kill_learner((self.folder / "final").exists)
+        finally:
+            trainer.resume()
+
     def is_beyond(self, checkpoint: str) -> Callable[[], bool]:
         """Says whether steps were taken since a checkpoint that Ray Train took note of."""
         notes = self.folder / "checkpoints" / "checkpoint_manager_snapshot.json"
@@ -170,7 +181,7 @@ def resumed(killed: tuple[Path, str], copy: Path, temporary: Path) -> tuple[Path
     """Gone on with; the learner is killed as it saves its model, and no generator is at work any more."""
     victim = Victim(resume(killed[0], **own_temporary(temporary)), temporary)
     try:
-        victim.kill_learner((victim.folder / "final").exists)
+        victim.kill_learner_as_it_saves()
         status = victim.run.process.wait(WAIT_S)
     finally:
         victim.run.kill()

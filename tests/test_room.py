@@ -91,7 +91,7 @@ def test_a_run_waits_for_the_nodes_that_an_autoscaler_brings(nodes: Cluster) -> 
         lacked.append(lack)
         nodes.add_node(num_cpus=1, memory=4 * GIB, resources={"late": 1})
 
-    room.check_room([generators(1, custom={"late": 1})], 60, bring)
+    room.check_room([generators(1, custom={"late": 1})], WAIT_S, bring)
     assert lacked == ["late: 1 needed, 0 free"]
 
 

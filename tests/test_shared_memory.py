@@ -16,7 +16,7 @@ from iris_ray.generation import shared_memory
 shared_memory.SHARED_MEMORY = sys.argv[1]
 with shared_memory.shared_folder() as folder:
     print(folder, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
