@@ -21,6 +21,7 @@ from actors.sample_buffer import SampleBuffer
 from actors.weight_store import WeightStore
 from iris_ray.config import RunConfig
 from iris_ray.errors import LostActorError, ResourceError, RunStopped, first_line
+from iris_ray.interrupt import Interrupts
 from iris_ray.plugins import configured_objective
 from iris_ray.preparation import Prepared
 from iris_ray.view import View
@@ -48,6 +49,7 @@ class Service:
         self.metrics = metrics
         run = config.run.name
         self.began = time.monotonic()
+        self.stopping: ray.ObjectRef | None = None
         self.reserved_before = reserved()
         # What holds the run's state stays beside the driver, with which it ends anyhow. Ray would put actors
         # that ask for nothing on any node, also on a generators' node that is scaled down or lost.
@@ -76,16 +78,16 @@ class Service:
             config, model_path, prepared.parameters, resume_from, **here
         )
 
-    def play(self, view: View, interrupted: threading.Event) -> None:
+    def play(self, view: View, interrupts: Interrupts) -> None:
         """Play the whole game; raises the error of the part that fails first.
 
-        `KeyboardInterrupt` once `interrupted` is set.
-        `RunStopped` if somebody asked for it.
+        `KeyboardInterrupt` once `interrupts.at_once` is set.
+        `RunStopped` if somebody asked for it, also by `interrupts.at_checkpoint`.
         `LostActorError` if an actor died or hangs that holds state of the run: only a checkpoint brings it
         back.
         """
         try:
-            self._watch(view, interrupted)
+            self._watch(view, interrupts)
             if self.status(STATUS_TIMEOUT_S)["stopped"]:
                 raise RunStopped
         except ray.exceptions.RayError as error:
@@ -110,13 +112,15 @@ class Service:
             names.GENERATOR_POOL: self.pool,
         }
 
-    def _watch(self, view: View, interrupted: threading.Event) -> None:
+    def _watch(self, view: View, interrupts: Interrupts) -> None:
         running = [self.generators, self.learner]
         while running:
             done, running = ray.wait(running, timeout=POLL_S)
-            if interrupted.is_set():
+            if interrupts.at_once.is_set():
                 raise KeyboardInterrupt
-            status = self.status(STATUS_TIMEOUT_S, interrupted)
+            if interrupts.at_checkpoint.is_set() and not self.stopping:
+                self.stopping = self.controller.order.remote("stop")
+            status = self.status(STATUS_TIMEOUT_S, interrupts.at_once)
             if status["failure"]:
                 raise status["failure"]
             self.metrics.update(status)

@@ -8,7 +8,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --mem=0
-#SBATCH --signal=B:INT@300
+#SBATCH --signal=B:USR1@300
 set -euo pipefail
 set -m # background processes can then be interrupted
 
@@ -70,9 +70,10 @@ while there < wanted:
         pass  # the head is starting
 PYTHON
 
-# Slurm interrupts this script 300 s before the time limit; the run then stops as with Ctrl-C and can be resumed.
+# Slurm signals this script 300 s before the time limit: the run then stops at a checkpoint and can be resumed.
 iris-ray run "$@" --set learner.resources.learner=1 --set generation.resources.generators=1 &
 run=$!
+trap 'kill -USR1 "$run"' USR1
 trap 'kill -INT "$run"' INT
 while kill -0 "$run" 2>/dev/null; do
     status=0

@@ -17,7 +17,7 @@ from rich.markup import escape
 from iris_ray.config import RunConfig
 from iris_ray.errors import ConfigError, IrisRayError, RunStopped
 from iris_ray.harness.command import evaluate
-from iris_ray.interrupt import hear_sigterm
+from iris_ray.interrupt import hear_signals
 from iris_ray.logs import logs
 from iris_ray.operating import operating, path_of
 from iris_ray.plan import plan
@@ -93,7 +93,7 @@ def run(
     else:
         assert resume is not None
         play = SelfPlay.resume(path_of(resume), overrides)
-    hear_sigterm()
+    hear_signals()
     try:
         with ConsoleView(console) as play.view:
             summary = play.run()

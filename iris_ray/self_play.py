@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from iris_ray.checkpoints import CheckpointStorage, StoredCheckpoint, storage_errors
 from iris_ray.config import RunConfig
 from iris_ray.errors import LostActorError
-from iris_ray.interrupt import interrupt_flag
+from iris_ray.interrupt import interrupts_heard
 from iris_ray.model_card import write_model_card
 from iris_ray.preparation import Prepared, check_free, check_names, make_model, prepare, reopen
 from iris_ray.report import write_report
@@ -101,15 +101,15 @@ class SelfPlay:
             model_path = config.model.path or self._make_model(folder, prepared)
             self.view.starting(cluster.where)
             metrics = RunMetrics(config.run.name)  # one, as Ray counts on when actors start anew
-            with interrupt_flag() as interrupted:
+            with interrupts_heard() as interrupts:
                 for failures_left in reversed(range(config.run.max_failures + 1)):
                     resume_from = checkpoint.path if checkpoint else None
                     service = Service(config, prepared, model_path, metrics, resume_from)
                     try:
-                        service.play(self.view, interrupted)
+                        service.play(self.view, interrupts)
                         break
                     except LostActorError as error:
-                        if interrupted.is_set():
+                        if interrupts.at_once.is_set():
                             raise KeyboardInterrupt from error
                         if not failures_left:
                             raise

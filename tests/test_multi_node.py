@@ -144,7 +144,7 @@ SCONTROL = "#!/usr/bin/env bash\nprintf 'node-%s\\n' 1 2\n"
 
 
 def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -> None:
-    """A node for the learner, one for generators; Slurm interrupts the job before its time limit."""
+    """A node for the learner, one for generators; Slurm signals the job before its time limit."""
     commands, runs = runs / "slurm" / "bin", runs / "slurm"
     commands.mkdir(parents=True)
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -167,9 +167,13 @@ def test_a_slurm_job_places_its_parts_and_stops_when_slurm_says_so(runs: Path) -
         run.wait_for(lambda: run.events("step"))
         raylets = [each for each in run.processes() if each.name() == "raylet"]
         places = [actors_on(raylet) for raylet in raylets]
-        run.process.send_signal(signal.SIGINT)
-        assert run.process.wait(WAIT_S) == 130, run.printed()
+        run.process.send_signal(signal.SIGUSR1)
+        assert run.process.wait(WAIT_S) == 0, run.printed()
         assert run.summary()["status"] == "stopped"
+        last = run.events("step")[-1]
+        iteration = f"iteration-{last['iteration']:03d}"
+        taken = {path.name for path in (run.folder / "checkpoints").glob("**/iteration-*")}
+        assert taken & {iteration, f"{iteration}-step-{last['step']:05d}"}  # no step is lost
         _, left = psutil.wait_procs(raylets, timeout=WAIT_S)
         assert not left, f"Ray of the job outlives it: {left}"
     finally:

@@ -19,7 +19,7 @@ from benchmarks.soak.soak import Soak
 from benchmarks.soak.tables import report_tables
 from benchmarks.soak.verdict import by_fault, by_kind, losses, plain, reasons, sizes
 from benchmarks.soak.visitors import totals
-from iris_ray.interrupt import hear_sigterm
+from iris_ray.interrupt import hear_signals
 from iris_ray.versions import versions
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,7 +43,7 @@ def soak(
     keep: Annotated[Path | None, typer.Option(help="New folder that keeps the runs; a short path.")] = None,
 ) -> None:
     """Exit code 1 if a ledger is not exact, a process lives on, or something leaks or breaks."""
-    hear_sigterm()  # whoever ends it leaves no run behind
+    hear_signals()  # whoever ends it leaves no run behind
     settings = Settings(minutes, seed, gap, rate, every, generators, memory_margin, handles_margin)
     if keep:
         keep.mkdir(parents=True)
