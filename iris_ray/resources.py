@@ -49,7 +49,8 @@ def generator_memory(config: RunConfig, parameters: int) -> int:
 def learner_memory(config: RunConfig, parameters: int) -> int:
     """Host memory of a learner rank in bytes.
 
-    Policy and opponent in `model.dtype`, their copy on the way out; on CPU also gradients and the
+    Policy and opponent in `model.dtype`, their copy on the way out (with ZeRO 3 on GPUs the model once: rank
+    0 collects it in the end); on CPU also gradients and the
     optimiser's states, on GPUs what of them is offloaded. With LoRA the model alone: adapters are small. No
     opponent where the generators are the reference.
     """
@@ -64,7 +65,8 @@ def learner_memory(config: RunConfig, parameters: int) -> int:
     if not config.learner.num_gpus:
         trained += states.gradients + states.optimizer
     opponent = opponent_bytes(config, parameters, parameters, ranks)
-    return int(RANK_BYTES + 2 * weights + opponent + trained)
+    models = 1 if config.learner.num_gpus and config.learner.zero_stage == 3 else 2
+    return int(RANK_BYTES + models * weights + opponent + trained)
 
 
 def needs(config: RunConfig, parameters: int) -> list[Need]:

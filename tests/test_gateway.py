@@ -24,7 +24,7 @@ from served import BODY_KIB, LONGEST, MOST, PROMPTS, Served
 from actors.steering import live_run
 from iris_ray.report.decimation import decimate
 
-LONG = {"timeout": WAIT_S}  # in seconds, for orders that a learner obeys when it can
+LONG = {"timeout": 600}  # in seconds, for orders that a learner obeys when it can
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

@@ -42,13 +42,14 @@ def weights(model: nn.Module, stage: int) -> torch.Tensor:
 
 def train(rank: int, ranks: int, case: tuple[int, str, str, str], spoil: int | None) -> dict[str, Any]:
     """Three steps of two micro-batches each; before step `spoil` one that has an inf on the last rank."""
-    from iris_ray.learner.engine import build_engine, take_step
+    from iris_ray.learner.engine import build_engine, prepare_model, take_step
 
     stage, dtype, optimizer, offload = case
     model = made_model().to(getattr(torch, dtype))
     config = Learner.model_validate(
         SETTINGS | {"zero_stage": stage, "optimizer": optimizer, "offload": offload}
     )
+    prepare_model(model, config, dtype)
     engine, _ = build_engine(model, config, dtype)
     first = next(model.parameters())
     taken, kept = [], []
@@ -70,10 +71,11 @@ def train(rank: int, ranks: int, case: tuple[int, str, str, str], spoil: int | N
 
 def accumulated_norm(stage: int) -> float | None:
     """The norm of 256 + 8·1, which bfloat16 cannot add up."""
-    from iris_ray.learner.engine import build_engine, take_step
+    from iris_ray.learner.engine import build_engine, prepare_model, take_step
 
-    model = nn.Linear(1, 1, bias=False).bfloat16()
-    engine, _ = build_engine(model, Learner(zero_stage=stage), "bfloat16")
+    model, config = nn.Linear(1, 1, bias=False), Learner(zero_stage=stage)
+    prepare_model(model, config, "bfloat16")
+    engine, _ = build_engine(model, config, "bfloat16")
     for value in [256.0] + [1.0] * 8:
         rows = torch.full((1, 1), value, dtype=torch.bfloat16)
         engine.backward(engine(rows).sum(), scale_wrt_gas=False)
@@ -82,12 +84,13 @@ def accumulated_norm(stage: int) -> float | None:
 
 def train_checkpointed(stage: int, checkpointing: bool) -> tuple[torch.Tensor, int]:
     """Weights after two steps, and how often a layer ran."""
-    from iris_ray.learner.engine import build_engine, take_step
+    from iris_ray.learner.engine import build_engine, prepare_model, take_step
 
     model = tiny_model().eval()
     calls: list[int] = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     config = Learner(zero_stage=stage, gradient_checkpointing=checkpointing, learning_rate=1e-2)
+    prepare_model(model, config, "float32")
     engine, _ = build_engine(model, config, "float32")
     tokens = torch.arange(1, 25).view(2, 12)
     for _ in range(2):

@@ -11,6 +11,7 @@ from test_sequence_scorer import ARCHITECTURES, GROUPS, MAX_LENGTH
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from iris_ray.learner.sequence_scorer import SequenceScorer
+from iris_ray.memory import BYTES
 
 TOLERANCE = 1e-4  # of log p in float32
 
@@ -35,6 +36,8 @@ def scores_and_ways() -> dict[str, Any]:
     for name, architecture in ARCHITECTURES.items():
         learner = SelfPlayLearner(architecture.build(), config, torch.device("cpu"))
         players = learner.players
+        assert all(parameter.numel() == 0 for _, parameter in players.policy_weights())
+        assert all(parameter.numel() == 0 for _, parameter in players.opponent_weights())
         with torch.no_grad():
             batch = players.scorer.lay_out(GROUPS)
             with players.opponent_scorer(learner.engine) as opponent:
@@ -68,13 +71,13 @@ def test_what_is_split_is_computed_as_what_is_whole(architecture: str, by_rank: 
             assert whole / 2 <= share < whole / 2 + 200  # the last parts are filled up
 
 
-def peak_mib(folder: Path, reference: str) -> float:
+def peak_mib(folder: Path, reference: str, dtype: str) -> float:
     """The most memory of its own that this rank had while it made its players of a model in `folder`."""
     from iris_ray.learner.engine import prepare_model
     from iris_ray.learner.players import build_players
 
     config = run_config(
-        model={"path": str(folder), "dtype": "bfloat16"}, learner={"zero_stage": 3, "reference": reference}
+        model={"path": str(folder), "dtype": dtype}, learner={"zero_stage": 3, "reference": reference}
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     before = peak = _own_memory_mib()
@@ -100,15 +103,19 @@ def _own_memory_mib() -> float:
     return int(status["RssAnon"].split()[0]) / 1024
 
 
-@pytest.mark.parametrize(("reference", "models"), [("generator", 1), ("learner", 2)])
+@pytest.mark.parametrize(
+    ("reference", "dtype", "models"),
+    [("generator", "bfloat16", 1), ("learner", "bfloat16", 2), ("generator", "float32", 1)],
+)
 def test_no_rank_ever_holds_a_whole_model(
-    reference: str, models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: str, dtype: str, models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back to the system at once
     size = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 32, "vocab_size": 1000}
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**size)).save_pretrained(tmp_path)
-    whole = (tmp_path / "model.safetensors").stat().st_size / 2 / 2**20  # in bfloat16, 259 MiB
-    for peak in on_ranks(2, peak_mib, tmp_path, reference):
+    whole = (tmp_path / "model.safetensors").stat().st_size / 2**20  # in float32, 518 MiB
+    whole *= BYTES[dtype] / 4
+    for peak in on_ranks(2, peak_mib, tmp_path, reference, dtype):
         # Shares of two ranks, a layer (8 MiB), and what libraries take.
         assert models * whole / 2 < peak < models * whole / 2 + 50

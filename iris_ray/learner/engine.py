@@ -60,15 +60,12 @@ def build_engine(
     return engine, optimizer
 
 
-def build_frozen(scorer: nn.Module, config: Learner, dtype: str) -> nn.Module:
-    """What computes with a model that is never trained: with ZeRO-3 an engine that gathers its parameters."""
-    if config.zero_stage < 3:
-        return scorer
+def build_frozen(scorer: nn.Module, config: Learner, dtype: str) -> deepspeed.DeepSpeedEngine:
+    """A ZeRO-3 engine that gathers the parameters of a model that is never trained."""
     engine, *_ = deepspeed.initialize(
         model=scorer, config=engine_config(config, dtype), dist_init_required=False
     )
-    frozen: nn.Module = engine
-    return frozen
+    return engine
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine) -> StepTaken:

@@ -4,6 +4,7 @@ All ranks write into one folder, each its share. In the middle of a round the op
 has brought so far are kept as well; between rounds the policy is all there is.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from iris_ray.errors import CheckpointError
 from iris_ray.game import Round
@@ -97,10 +98,26 @@ def _round_tensors(learner: SelfPlayLearner, tail: RoundTail) -> dict[str, torch
     }
 
 
+class SavedTensors(Mapping[str, torch.Tensor]):
+    """The tensors of several files, each read when it is asked for."""
+
+    def __init__(self, files: list[Path]):
+        opened = [safe_open(path, "pt") for path in files]
+        self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118, no dictionary
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
 def _load_opponent(learner: SelfPlayLearner, files: list[Path]) -> None:
-    saved: dict[str, torch.Tensor] = {}
-    for path in files:
-        saved |= load_file(path)
+    saved = SavedTensors(files)
     names = {name for name, _ in learner.players.policy_weights()}
     if names != saved.keys():
         raise CheckpointError(

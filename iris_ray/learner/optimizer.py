@@ -6,6 +6,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from iris_ray.config import Learner
+from iris_ray.learner.split_parameters import whole_shape
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -18,8 +19,8 @@ def build_optimizer(model: nn.Module, config: Learner) -> torch.optim.Optimizer:
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(whole_shape(p)) > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if len(whole_shape(p)) <= 1], "weight_decay": 0.0},
     ]
     rate = learning_rate(config, 1)
     if config.optimizer == "rmsprop":

@@ -7,7 +7,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-import deepspeed
 import torch
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from iris_ray.learner.compilation import compile_layers
 from iris_ray.learner.engine import build_frozen
 from iris_ray.learner.opponent_on_disk import OpponentOnDisk
 from iris_ray.learner.policy import AdapterPolicy, ModelPolicy, NamedParameters, Players, Scoring
-from iris_ray.learner.split_parameters import split_like
+from iris_ray.learner.split_parameters import split_alike
 from iris_ray.lora import OPPONENT, Gather, adapter_tensors, as_opponent, freeze_opponent
 
 
@@ -28,11 +27,11 @@ class TwoModels(ModelPolicy):
         self.copy = copy.deepcopy(self.scorer).requires_grad_(False)
         if config.learner.zero_stage == 3:  # split parameters are copied as empty ones
             for policy, opponent in zip(self.scorer.parameters(), self.copy.parameters(), strict=True):
-                with deepspeed.zero.GatheredParameters([policy]):
-                    split_like(opponent, policy.detach().clone(), policy)
+                split_alike(opponent, policy)
         if config.learner.compile:
             compile_layers(self.copy.model)
-        self.frozen = build_frozen(self.copy, config.learner, config.model.dtype)
+        if config.learner.zero_stage == 3:
+            self.frozen = build_frozen(self.copy, config.learner, config.model.dtype)
 
     def opponent_weights(self) -> NamedParameters:
         return self.copy.model.named_parameters()
@@ -50,7 +49,7 @@ class TwoModels(ModelPolicy):
                 parameter.copy_(weights[name])
 
     def opponent_scorer(self, engine: Scoring) -> AbstractContextManager[Scoring]:
-        return nullcontext(self.frozen)
+        return nullcontext(self.frozen or self.copy)
 
 
 class TwoAdapters(AdapterPolicy):

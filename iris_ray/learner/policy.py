@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ class Players(ABC):
 
     keeps_opponent = True
     """Whether there are weights of the opponent to be saved and published."""
+    frozen: Any = None
+    """With ZeRO-3, the engine of an opponent that is a model of its own."""
 
     def __init__(self, model: PreTrainedModel, config: RunConfig):
         self.model = model

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from iris_ray.learner.exact_batch import gather_rows, largest_over_ranks
 from iris_ray.learner.optimizer import round_scheduler
 from iris_ray.learner.players import build_players
 from iris_ray.learner.sequence_scorer import TRIAL
+from iris_ray.learner.split_parameters import are_held
 from iris_ray.learner.stopwatch import Stopwatch
 from iris_ray.learner.token_batch import PromptGroup, TokenBatch
 from iris_ray.objectives.coefficients import effective_sample_size
@@ -62,11 +63,31 @@ class SelfPlayLearner:
         self.stopwatch = Stopwatch(device)
         self.before_update: Callable[[], None] = lambda: None  # called when a step is about to change weights
         self.engine, self.optimizer = build_engine(self.players.scorer, config.learner, config.model.dtype)
-        self.gather = partial(
-            deepspeed.zero.GatheredParameters, modifier_rank=0, enabled=config.learner.zero_stage == 3
-        )
         if config.learner.compile and config.learner.zero_stage < 3:
             self._compile_now()
+
+    def gather(self, parameters: Sequence[torch.Tensor]) -> AbstractContextManager:
+        """Makes split parameters whole while it is entered, and writes back what rank 0 changed."""
+        return self._gathered(parameters, modifier_rank=0)
+
+    def gather_to_read(self, parameters: Sequence[torch.Tensor]) -> AbstractContextManager:
+        """The same for parameters that stay as they are."""
+        return self._gathered(parameters, modifier_rank=None)
+
+    def _gathered(
+        self, parameters: Sequence[torch.Tensor], modifier_rank: int | None
+    ) -> AbstractContextManager:
+        if self.config.learner.zero_stage < 3:
+            return nullcontext()
+        if are_held(parameters):
+            # After a forward pass alone, the engine still waits for what the backward pass would need first.
+            for engine in (self.engine, self.players.frozen):
+                if engine is not None:
+                    engine.optimizer.empty_partition_cache()
+        gathered: AbstractContextManager = deepspeed.zero.GatheredParameters(
+            parameters, modifier_rank=modifier_rank
+        )
+        return gathered
 
     def _compile_now(self) -> None:
         """Have layers compiled while generators start, not in the first step. Leaves no gradient behind."""
@@ -204,7 +225,7 @@ class SelfPlayLearner:
         """
         players = self.players
         for name, parameter in players.opponent_weights() if opponent else players.policy_weights():
-            with self.gather([parameter]):
+            with self.gather_to_read([parameter]):
                 yield name, parameter.detach()
 
     def set_opponent(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -226,7 +247,7 @@ class SelfPlayLearner:
     def save(self, folder: str) -> None:
         """Write the policy as a whole model in Hugging Face format; every rank calls it, rank 0 writes."""
         weights = {}
-        for name, weight in self.players.model_weights(self.gather):
+        for name, weight in self.players.model_weights(self.gather_to_read):
             if dist.get_rank() == 0:
                 weights[name] = weight.cpu().clone()
         if dist.get_rank() == 0:

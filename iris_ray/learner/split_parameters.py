@@ -1,12 +1,13 @@
 """Parameters that are split over the ranks (ZeRO-3) before anything computes with them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.partition_parameters import is_zero_param
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus, is_zero_param
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,13 +17,17 @@ from iris_ray.precision import cast_parameters
 def split_parameters(model: nn.Module, dtype: str, engine_config: dict[str, Any]) -> None:
     """Cast the parameters of `model` to `dtype` and split them as the engine of `engine_config` would.
 
-    Collective; what counts are rank 0's values. One parameter at a time is whole on the device. As
-    `transformers` maps the files of a checkpoint, no rank needs memory of its own for all of them either.
+    Collective; what counts, and is looked at, are rank 0's values. One parameter at a time is whole on the
+    device. As `transformers` maps the files of a checkpoint, no rank needs memory of its own for all of them
+    either.
     """
     split: Any = None
     for parameter in model.parameters():
         alone = nn.ParameterList([parameter])
-        cast_parameters(alone, dtype)
+        if dist.get_rank() == 0:
+            cast_parameters(alone, dtype)
+        else:
+            parameter.data = torch.empty(parameter.shape, dtype=getattr(torch, dtype))
         if split is None:
             deepspeed.zero.Init(module=alone, config_dict_or_path=engine_config)
             split = parameter
@@ -30,10 +35,17 @@ def split_parameters(model: nn.Module, dtype: str, engine_config: dict[str, Any]
             split.convert_to_zero_parameters(param_list=[parameter])
 
 
-def split_like(parameter: nn.Parameter, whole: torch.Tensor, split: Any) -> None:
-    """Give `parameter` the values of `whole`, and split it as `split` is."""
-    parameter.data = whole
+def split_alike(parameter: Any, split: Any) -> None:
+    """Split `parameter` as `split` is, and give it the same values."""
+    parameter.data = torch.empty(split.ds_shape, dtype=split.dtype, device=split.device)
     split.convert_to_zero_parameters(param_list=[parameter])
+    parameter.ds_tensor.copy_(split.ds_tensor)
+
+
+def are_held(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether an engine holds some of these split parameters whole, or is about to."""
+    statuses = {getattr(parameter, "ds_status", None) for parameter in parameters}
+    return not statuses <= {None, ZeroParamStatus.NOT_AVAILABLE}
 
 
 def whole_shape(parameter: torch.Tensor) -> torch.Size:
