@@ -49,14 +49,6 @@ CASES = [
 COURSES = {"constant": [0.5, 1, 1, 1], "linear": [0.5, 1, 2 / 3, 1 / 3], "cosine": [0.5, 1, 0.75, 0.25]}
 PROBE = [pair.prompt_tokens + pair.real_tokens for pair in BATCHES[0]]
 
-# For the tiny model what DeepSpeed's own settings are for one of some billions of parameters.
-FINELY = {
-    "stage3_param_persistence_threshold": 0,
-    "stage3_max_reuse_distance": 4_000,
-    "stage3_max_live_parameters": 4_000,
-    "stage3_prefetch_bucket_size": 1_500,
-}
-
 # With its own eps of 1e-8, AdamW's first steps are the signs of the gradient: that makes whole steps of
 # rounding errors near zero and hides a gradient of the wrong scale. With 1 they follow the gradient.
 EPS = 1.0
@@ -109,10 +101,10 @@ def play(rank: int, ranks: int, objective: str, stage: int, micro_batch_tokens: 
         group["eps"] = EPS
     learner.start_round(1, len(BATCHES))
     reports = [learner.step(share(step, rank, ranks), ALPHA).report for step in range(len(BATCHES))]
-    logprobs = learner.token_logprobs(PROBE)
     published = pack_buckets(learner.weights(), 10_000)
     policy = {name: tensor for bucket in published for name, tensor in unpack_tensors(*bucket)}
     opponent = {name: weight.clone() for name, weight in learner.weights(opponent=True)}
+    logprobs = learner.token_logprobs(PROBE)
     learner.save(str(folder))
     learner.start_round(2, 1)
     following = learner.step(share(0, rank, ranks), ALPHA)
@@ -145,7 +137,7 @@ def split_finely() -> None:
 
     def with_small_parts(*given: Any) -> dict[str, Any]:
         config = made(*given)
-        config["zero_optimization"] |= FINELY
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return config
 
     engine.engine_config = with_small_parts

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import on_ranks, run_config
+from conftest import SIZES, make_pairs, on_ranks, run_config
 from test_sequence_scorer import ARCHITECTURES, GROUPS, MAX_LENGTH
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -16,19 +16,34 @@ from iris_ray.memory import BYTES
 TOLERANCE = 1e-4  # of log p in float32
 
 
-def scores_and_ways() -> dict[str, Any]:
-    """Of each architecture: log p under policy and opponent, and which ways were found."""
+# Of DeepSpeed. With the first, no parameter is so small that it stays whole. The others are to a model of
+# 100,000 parameters what DeepSpeed's own are to one of some billions.
+SETTINGS = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_reuse_distance": 30_000,
+    "stage3_max_live_parameters": 30_000,
+    "stage3_prefetch_bucket_size": 1_500,
+}
+
+
+def set_deepspeed() -> None:
     from iris_ray.learner import engine
-    from iris_ray.learner.self_play_learner import SelfPlayLearner
 
     made = engine.engine_config
 
-    def with_no_whole_parameters(*given: Any) -> dict[str, Any]:
+    def with_settings(*given: Any) -> dict[str, Any]:
         config = made(*given)
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        config["zero_optimization"] |= SETTINGS
         return config
 
-    engine.engine_config = with_no_whole_parameters
+    engine.engine_config = with_settings
+
+
+def scores_and_ways() -> dict[str, Any]:
+    """Of each architecture: log p under policy and opponent, and which ways were found."""
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+    set_deepspeed()
     lengths = {"max_prompt_tokens": 20, "max_response_tokens": 20}
     config = run_config(data={"path": "b"} | lengths, learner={"zero_stage": 3})
     assert config.max_length == MAX_LENGTH
@@ -119,3 +134,37 @@ def test_no_rank_ever_holds_a_whole_model(
     for peak in on_ranks(2, peak_mib, tmp_path, reference, dtype):
         # Shares of two ranks, a layer (8 MiB), and what libraries take.
         assert models * whole / 2 < peak < models * whole / 2 + 50
+
+
+def trained_and_published(lora: dict | None, stage: int) -> list[dict[str, torch.Tensor]]:
+    """What is published after a round, and of the next one's opponent; each after forward passes alone."""
+    from iris_ray.learner.self_play_learner import SelfPlayLearner
+
+    config = run_config(
+        model={"path": "a", "dtype": "float32", "lora": lora},
+        learner={"zero_stage": stage, "learning_rate": 1e-2, "weight_decay": 0.1, "batch_size": 8},
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(SIZES | {"num_hidden_layers": 12})))
+    learner = SelfPlayLearner(model, config, torch.device("cpu"))
+    rank, published = torch.distributed.get_rank(), []
+    learner.start_round(1, 4)
+    for step in range(4):
+        learner.step(make_pairs(8, seed=step)[rank::2], alpha=1.5)
+    for opponent in (False, True):
+        if opponent:
+            learner.start_round(2, 4)
+        learner.token_logprobs([[3, 4, 5, 6]], opponent)
+        published.append({name: tensor.clone() for name, tensor in learner.weights(opponent)})
+    return published
+
+
+def split_and_not() -> list[tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]]:
+    set_deepspeed()
+    return [(trained_and_published(lora, 3), trained_and_published(lora, 2)) for lora in (None, {"rank": 4})]
+
+
+def test_a_model_that_is_never_gathered_as_a_whole_is_trained_and_published() -> None:
+    for split, whole in on_ranks(2, split_and_not)[1]:
+        for found, expected in zip(split, whole, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
