@@ -50,9 +50,9 @@ def learner_memory(config: RunConfig, parameters: int) -> int:
     """Host memory of a learner rank in bytes.
 
     Policy and opponent in `model.dtype`, their copy on the way out (with ZeRO 3 on GPUs the model once: rank
-    0 collects it in the end); on CPU also gradients and the
-    optimiser's states, on GPUs what of them is offloaded. With LoRA the model alone: adapters are small. No
-    opponent where the generators are the reference.
+    0 collects it in the end); on CPU also gradients and the optimiser's states, on GPUs what of them is
+    offloaded. With LoRA the model alone: adapters are small. No opponent where the generators are the
+    reference.
     """
     weights = parameters * BYTES[config.model.dtype]
     if config.model.lora:

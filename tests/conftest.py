@@ -193,6 +193,20 @@ def rank_environment(rank: int, ranks: int) -> dict[str, str]:
     return learner_environment(Learner()) | own
 
 
+def set_deepspeed(**zero: Any) -> None:
+    """In a process of its own: have every engine that is built from now on take these ZeRO settings, too."""
+    from iris_ray.learner import engine
+
+    made = engine.engine_config
+
+    def with_settings(*given: Any) -> dict[str, Any]:
+        config = made(*given)
+        config["zero_optimization"] |= zero
+        return config
+
+    engine.engine_config = with_settings
+
+
 def run_config(**sections: dict[str, Any]) -> RunConfig:
     """A valid configuration of a float32 model and data that nobody loads, with `sections` laid over it."""
     return RunConfig.from_dict({"model": {"path": "a", "dtype": "float32"}, "data": {"path": "b"}} | sections)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_pairs, on_ranks, run_config, tiny_model
+from conftest import VOCABULARY, make_pairs, on_ranks, run_config, set_deepspeed, tiny_model
 from torch import distributed as dist
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
@@ -131,16 +131,9 @@ def everything(folder: Path) -> dict[Any, Any]:
 
 def split_finely() -> None:
     """As large models are: ZeRO-3 leaves no parameter whole, and the head gets few tokens at a time."""
-    from iris_ray.learner import engine, sequence_scorer
+    from iris_ray.learner import sequence_scorer
 
-    made = engine.engine_config
-
-    def with_small_parts(*given: Any) -> dict[str, Any]:
-        config = made(*given)
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        return config
-
-    engine.engine_config = with_small_parts
+    set_deepspeed(stage3_param_persistence_threshold=0)
     sequence_scorer.LOGITS_BYTES = 4 * VOCABULARY * CHUNK
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SIZES, make_pairs, on_ranks, run_config
+from conftest import SIZES, make_pairs, on_ranks, run_config, set_deepspeed
 from test_sequence_scorer import ARCHITECTURES, GROUPS, MAX_LENGTH
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -14,8 +14,6 @@ from iris_ray.learner.sequence_scorer import SequenceScorer
 from iris_ray.memory import BYTES
 
 TOLERANCE = 1e-4  # of log p in float32
-
-
 # Of DeepSpeed. With the first, no parameter is so small that it stays whole. The others are to a model of
 # 100,000 parameters what DeepSpeed's own are to one of some billions.
 SETTINGS = {
@@ -26,24 +24,11 @@ SETTINGS = {
 }
 
 
-def set_deepspeed() -> None:
-    from iris_ray.learner import engine
-
-    made = engine.engine_config
-
-    def with_settings(*given: Any) -> dict[str, Any]:
-        config = made(*given)
-        config["zero_optimization"] |= SETTINGS
-        return config
-
-    engine.engine_config = with_settings
-
-
 def scores_and_ways() -> dict[str, Any]:
     """Of each architecture: log p under policy and opponent, and which ways were found."""
     from iris_ray.learner.self_play_learner import SelfPlayLearner
 
-    set_deepspeed()
+    set_deepspeed(**SETTINGS)
     lengths = {"max_prompt_tokens": 20, "max_response_tokens": 20}
     config = run_config(data={"path": "b"} | lengths, learner={"zero_stage": 3})
     assert config.max_length == MAX_LENGTH
@@ -160,7 +145,7 @@ def trained_and_published(lora: dict | None, stage: int) -> list[dict[str, torch
 
 
 def split_and_not() -> list[tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]]:
-    set_deepspeed()
+    set_deepspeed(**SETTINGS)
     return [(trained_and_published(lora, 3), trained_and_published(lora, 2)) for lora in (None, {"rank": 4})]
 
 
